@@ -1,0 +1,1 @@
+"""Train Leela Zero networks and sweep their hyperparameters."""

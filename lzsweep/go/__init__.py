@@ -1,0 +1,1 @@
+"""The game of Go and its files: numpy and the standard library, no torch."""

@@ -1,0 +1,103 @@
+"""The study database as a connection: SQLite or PostgreSQL, its address, its lock.
+
+SQLite serves the workers of one machine; every transaction takes the write lock as it begins.
+PostgreSQL serves many machines. Passwords come from PGPASSFILE or the environment, and no text
+made here shows one.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import filelock
+import sqlalchemy
+from optuna.exceptions import ExperimentalWarning, StorageInternalError
+from optuna.storages import RDBStorage
+from sqlalchemy.engine import make_url
+
+from lzsweep.errors import UserError
+
+HEARTBEAT_S = 10
+GRACE_S = 60
+
+
+def absolute_url(url: str) -> str:
+    """The URL as another process in another folder needs it, with our database drivers."""
+    parsed = make_url(url)
+    if parsed.drivername == "sqlite" and parsed.database:
+        return f"sqlite:///{Path(parsed.database).absolute()}"
+    if parsed.drivername in ("postgresql", "postgres"):
+        parsed = parsed.set(drivername="postgresql+psycopg")
+    return parsed.render_as_string(hide_password=False)
+
+
+def shown_url(url: str) -> str:
+    """The URL for people: without its password."""
+    return make_url(url).render_as_string(hide_password=True)
+
+
+def open_storage(url: str) -> RDBStorage:
+    try:
+        url = absolute_url(url)
+        is_sqlite = url.startswith("sqlite")
+        if is_sqlite and not Path(url.removeprefix("sqlite:///")).parent.is_dir():
+            raise UserError(
+                f"the folder of the study database must exist, but {shown_url(url)} lies in none;"
+                " make it or set study.storage"
+            )
+        kwargs: dict[str, Any] = (
+            {"connect_args": {"timeout": 60}} if is_sqlite else {"pool_pre_ping": True}
+        )
+        # Optuna creates its tables without a lock, and two first workers would collide.
+        with warnings.catch_warnings(), database_lock(sqlalchemy.create_engine(url), "lzsweep"):
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            storage = RDBStorage(
+                url,
+                engine_kwargs=kwargs,
+                heartbeat_interval=HEARTBEAT_S,
+                grace_period=GRACE_S,
+            )
+    except (sqlalchemy.exc.SQLAlchemyError, StorageInternalError, OSError, RuntimeError) as error:
+        raise UserError(
+            f"the study database must answer, but {shown_url(url)} says:"
+            f" {str(error).splitlines()[0]}; start it or set study.storage"
+        ) from error
+    if is_sqlite:
+        _begin_immediate(storage.engine)
+    return storage
+
+
+def _begin_immediate(engine: sqlalchemy.Engine) -> None:
+    # A deferred transaction that reads before it writes fails at once with "database is locked"
+    # when another writer came between; taking the write lock first makes it wait instead.
+    @sqlalchemy.event.listens_for(engine, "connect")
+    def _(connection: Any, _: Any) -> None:
+        connection.isolation_level = None
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=NORMAL")
+
+    @sqlalchemy.event.listens_for(engine, "begin")
+    def _(connection: sqlalchemy.Connection) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    engine.dispose()
+
+
+@contextmanager
+def database_lock(engine: sqlalchemy.Engine, name: str) -> Iterator[None]:
+    if engine.dialect.name == "sqlite":
+        # One lock file a database: its studies are few and a claim takes milliseconds.
+        with filelock.FileLock(f"{engine.url.database}.lock"):
+            yield
+        return
+    key = sqlalchemy.func.hashtext(name)
+    with engine.connect() as connection:
+        connection.execute(sqlalchemy.select(sqlalchemy.func.pg_advisory_lock(key)))
+        try:
+            yield
+        finally:
+            connection.execute(sqlalchemy.select(sqlalchemy.func.pg_advisory_unlock(key)))

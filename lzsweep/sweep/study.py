@@ -1,0 +1,479 @@
+"""The study database: who trains which trial, and how each trial ended.
+
+One Optuna study on SQLite (one machine) or PostgreSQL (several). Optuna's rows are attempts; a
+trial is all rows of one origin, and its number is the number of the first row. Only this module
+knows that: everybody else sees `Trial` records.
+
+Kept in the row of an attempt, each written by the worker that owns it while it is RUNNING:
+
+    system attribute `origin`  {"number", "attempt", "retries"}; absent on a first attempt
+    user attribute   `claim`   {"host", "boot", "pid", "born", "worker", "slot"}
+    user attribute   `end`     {"kind", "reason", "train_s", "run_id"}
+
+Kept in the study: `record` (what is swept, frozen when it was created) and `n_trials` (the budget,
+the last command's word). Every read-decide-write below happens under one study-wide lock.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from copy import copy
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any, Literal
+
+import optuna
+import psutil
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.pruners import BasePruner
+from optuna.samplers import BaseSampler
+from optuna.storages import RDBStorage
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from lzsweep.errors import UserError
+from lzsweep.sweep.space import Space, Value
+from lzsweep.sweep.storage import GRACE_S, database_lock, open_storage, shown_url
+
+State = Literal["complete", "pruned", "failed", "running", "waiting"]
+STATES: tuple[State, ...] = ("complete", "pruned", "failed", "running", "waiting")
+Ending = Literal["complete", "pruned", "infeasible", "error", "infrastructure"]
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One trial as people see it: the latest attempt, under the number of the first."""
+
+    number: int
+    attempt: int
+    retries: int
+    state: State
+    params: Mapping[str, Value]
+    values: tuple[float, ...] | None
+    curve: Mapping[int, float]
+    reason: str
+    run_id: str | None
+    started: datetime | None
+    finished: datetime | None
+    train_s: float | None
+    worker: str | None
+    row: int = field(repr=False)  # Optuna's id of the latest attempt
+
+    @property
+    def is_finished(self) -> bool:
+        return self.state in ("complete", "pruned", "failed")
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a study sweeps, written once by whoever creates it and frozen from then on."""
+
+    space: Mapping[str, str]
+    fixed: tuple[str, ...]
+    fingerprint: str
+    metrics: tuple[str, ...]
+    directions: tuple[Literal["minimize", "maximize"], ...]
+    folder: str
+    conf: tuple[str, ...]
+    config_name: str
+    tracking_uri: str
+    parent_run_id: str | None
+    code: Mapping[str, str]
+    created: float
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Record:
+        lists = {"fixed", "metrics", "directions", "conf"}
+        values: dict[str, Any] = {k: tuple(v) if k in lists else v for k, v in data.items()}
+        return cls(**values)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """The right to train one attempt of a trial; its holder reports and tells."""
+
+    trial: Trial
+    row: int
+
+
+class Study:
+    """A study, opened. Threads and processes may share the database, each with its own object."""
+
+    def __init__(self, storage: RDBStorage, study: optuna.Study) -> None:
+        self._storage = storage
+        self._study = study
+        self.name: str = study.study_name
+
+    @property
+    def record(self) -> Record:
+        return Record.from_json(self._study.user_attrs["record"])
+
+    @property
+    def n_trials(self) -> int:
+        return int(self._study.user_attrs["n_trials"])
+
+    def set_n_trials(self, n_trials: int) -> None:
+        self._study.set_user_attr("n_trials", n_trials)
+
+    def set_parent_run(self, run_id: str) -> None:
+        record = self._study.user_attrs["record"]
+        self._study.set_user_attr("record", {**record, "parent_run_id": run_id})
+
+    def set_deciders(self, sampler: BaseSampler, pruner: BasePruner) -> None:
+        """Set who chooses the points and who stops the bad ones."""
+        self._study.sampler = sampler
+        self._study.pruner = pruner
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """The one study-wide lock, released by the death of its holder as well."""
+        with database_lock(self._storage.engine, f"lzsweep/{self.name}"):
+            yield
+
+    # What there is
+
+    def trials(self) -> list[Trial]:
+        """All trials in the order of their numbers, each once whatever its attempts."""
+        latest: dict[int, Trial] = {}
+        for row in self._study.get_trials(deepcopy=False):
+            trial = _trial_of(row)
+            if trial.number not in latest or latest[trial.number].attempt < trial.attempt:
+                latest[trial.number] = trial
+        return [latest[number] for number in sorted(latest)]
+
+    def is_done(self, trials: Sequence[Trial] | None = None) -> bool:
+        """Whether the budget is spent and nothing is running or waiting that belongs to it."""
+        trials = self.trials() if trials is None else trials
+        finished = sum(t.is_finished for t in trials)
+        running = any(t.state == "running" for t in trials)
+        retrying = any(t.state == "waiting" and t.attempt > 1 for t in trials)
+        return finished >= self.n_trials and not running and not retrying
+
+    def best(self) -> list[Trial]:
+        """The best complete trial, or the Pareto front in the order of their numbers."""
+        if not any(t.state == "complete" for t in self.trials()):
+            return []
+        rows = sorted(self._study.best_trials, key=lambda row: row.number)
+        trials = sorted((_trial_of(row) for row in rows), key=lambda trial: trial.number)
+        return trials if len(self._study.directions) > 1 else trials[:1]
+
+    def stop(self, reason: str) -> None:
+        """Let no further trial start; an empty reason lifts an earlier stop."""
+        self._study.set_user_attr("stopped", reason)
+
+    def stopped(self) -> str:
+        """Why the study was stopped before its budget was spent, or an empty text."""
+        return str(self._study.user_attrs.get("stopped", ""))
+
+    def take_report_turn(self) -> bool:
+        """Whether the caller is the one to write the report of what is finished now."""
+        with self.lock():
+            n_finished = sum(t.is_finished for t in self.trials())
+            if self._study.user_attrs.get("reported") == n_finished:
+                return False
+            self._study.set_user_attr("reported", n_finished)
+            return True
+
+    # Claim, report, tell
+
+    def enqueue(self, points: Sequence[Mapping[str, Value]], space: Space) -> None:
+        """Queue points that no trial has yet; called under the lock."""
+        known = [dict(t.params) for t in self.trials()]
+        for point in points:
+            if dict(point) not in known:
+                self._study.add_trial(
+                    create_trial(
+                        state=TrialState.WAITING,
+                        params=dict(point),
+                        distributions=dict(space.parameters),
+                    )
+                )
+
+    def claim(self, space: Space, worker: str) -> Claim | None:
+        """Take the next attempt to train, or None when there is none right now.
+
+        Retries go first: they belong to trials that are counted already. A new point is taken
+        only while finished, running and retried trials together stay below the budget.
+        """
+        with self.lock():
+            if self.stopped():
+                return None
+            trials = self.trials()
+            waiting = [t for t in trials if t.state == "waiting"]
+            retries = [t for t in waiting if t.attempt > 1]
+            n_begun = sum(t.is_finished or t.state == "running" for t in trials)
+            if retries:
+                row = self._start(retries[0].row)
+            elif n_begun >= self.n_trials:
+                return None
+            elif waiting:
+                row = self._start(waiting[0].row)
+            elif space.is_grid:
+                return None
+            else:
+                row = self._study.ask()
+            for name, distribution in space.parameters.items():
+                row._suggest(name, distribution)
+            row.set_user_attr("claim", {**_this_process(), "worker": worker})
+            self.beat([row._trial_id])
+            return Claim(_trial_of(self._storage.get_trial(row._trial_id)), row._trial_id)
+
+    def _start(self, row: int) -> optuna.Trial:
+        self._storage.set_trial_state_values(row, TrialState.RUNNING)
+        return optuna.Trial(self._study, row)
+
+    def report(self, claim: Claim, step: int, value: float) -> bool:
+        """Record the objective at a step of the pruning resource; whether to prune now.
+
+        Raises:
+            TrialLost: the trial was taken away from this worker.
+        """
+        with _lost_when_finished(claim):
+            if step not in self._storage.get_trial(claim.row).intermediate_values:
+                self._storage.set_trial_intermediate_value(claim.row, step, value)
+        # Hyperband derives the bracket from the number, so every attempt shows its origin's.
+        row = copy(self._storage.get_trial(claim.row))
+        row.number = claim.trial.number
+        return self._study.pruner.prune(self._study, row)
+
+    def tell(
+        self,
+        claim: Claim,
+        kind: Ending,
+        values: Sequence[float] | None = None,
+        *,
+        reason: str = "",
+        train_s: float | None = None,
+        run_id: str | None = None,
+    ) -> None:
+        """End an attempt for good: no retry follows.
+
+        Raises:
+            TrialLost: the trial was taken away from this worker.
+        """
+        end = {"kind": kind, "reason": reason, "train_s": train_s, "run_id": run_id}
+        # FAIL would teach the sampler nothing; a pruned trial without values counts as bad.
+        state = {
+            "complete": TrialState.COMPLETE,
+            "pruned": TrialState.PRUNED,
+            "infeasible": TrialState.PRUNED,
+        }.get(kind, TrialState.FAIL)
+        with _lost_when_finished(claim):
+            self._storage.set_trial_user_attr(claim.row, "end", end)
+            if kind == "pruned" and len(self._study.directions) == 1:
+                curve = self._storage.get_trial(claim.row).intermediate_values
+                values = [curve[max(curve)]] if curve else None
+            frozen = self._storage.get_trial(claim.row)
+            self._study.sampler.after_trial(self._study, frozen, state, values)
+            self._storage.set_trial_state_values(claim.row, state, values)
+
+    def retry(self, trial: Trial, reason: str, *, max_retries: int, free: bool = False) -> bool:
+        """Hand an interrupted attempt over to whoever claims next.
+
+        Args:
+            trial: a trial whose latest attempt is running.
+            reason: why the attempt ended, for people.
+            max_retries: attempts that may be lost before the trial is failed.
+            free: the interruption was wanted (a stop, a hand-over) and does not count.
+
+        Returns:
+            Whether the trial goes on; otherwise it is failed now.
+        """
+        with self.lock():
+            row = self._storage.get_trial(trial.row)
+            if row.state != TrialState.RUNNING:
+                return True  # somebody else took it up already
+            retries = trial.retries + (not free)
+            goes_on = retries <= max_retries
+            if goes_on and not self._has_attempt(trial.number, trial.attempt + 1):
+                self._study.add_trial(_next_attempt(row, trial, retries))
+            kind = "infrastructure" if goes_on else "error"
+            text = reason if goes_on else f"{reason}, {retries} times; see study.max_retries"
+            end = {"kind": kind, "reason": text, "train_s": None, "run_id": trial.run_id}
+            self._storage.set_trial_user_attr(trial.row, "end", end)
+            self._storage.set_trial_state_values(trial.row, TrialState.FAIL)
+            return goes_on
+
+    def _has_attempt(self, number: int, attempt: int) -> bool:
+        return any(
+            (t := _trial_of(row)).number == number and t.attempt == attempt
+            for row in self._study.get_trials(deepcopy=False)
+        )
+
+    # Who is alive
+
+    def beat(self, rows: Sequence[int]) -> None:
+        """Say that the attempts of these rows are alive."""
+        for row in rows:
+            self._storage.record_heartbeat(row)
+
+    def stale(self) -> list[Trial]:
+        """Running trials whose worker is dead or silent for the grace time.
+
+        A worker of this machine is looked up in its process table, which needs no waiting. One
+        killed between its claim and its first heartbeat is judged by the start of the attempt.
+        """
+        silent = set(self._storage._get_stale_trial_ids(self._study._study_id))
+        here = _this_process()
+        stale = []
+        for row in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            claim = row.user_attrs.get("claim")
+            if claim is None:
+                started = row.datetime_start or datetime.min
+                dead = datetime.now() - started > timedelta(seconds=GRACE_S)
+            elif claim["host"] == here["host"]:
+                dead = claim["boot"] != here["boot"] or not _is_alive(claim)
+            else:
+                dead = row._trial_id in silent
+            if dead:
+                stale.append(_trial_of(row))
+        return stale
+
+
+class TrialLost(Exception):
+    """Another worker took this trial up, so its process here must end."""
+
+
+def open_study(url: str, name: str) -> Study:
+    """Open an existing study.
+
+    Raises:
+        UserError: the database does not answer, or holds no study of that name.
+    """
+    storage = open_storage(url)
+    try:
+        study = optuna.load_study(study_name=name, storage=storage)
+    except KeyError:
+        names = ", ".join(sorted(s.study_name for s in storage.get_all_studies())) or "none"
+        raise UserError(
+            f"a study must exist to be read, but {shown_url(url)} has no study {name!r};"
+            f" studies there: {names}"
+        ) from None
+    return Study(storage, study)
+
+
+def create_study(url: str, name: str, record: Record, n_trials: int) -> tuple[Study, bool]:
+    """Create a study, or join the one of that name if it sweeps the same thing.
+
+    Returns:
+        The study and whether it is new.
+
+    Raises:
+        UserError: the database does not answer, or the study of that name sweeps another thing.
+    """
+    storage = open_storage(url)
+    with database_lock(storage.engine, f"lzsweep/{name}"):
+        study = optuna.create_study(
+            study_name=name,
+            storage=storage,
+            directions=list(record.directions),
+            load_if_exists=True,
+        )
+        is_new = "record" not in study.user_attrs
+        if is_new:
+            study.set_user_attr("record", vars(record))
+        else:
+            _check_same(Record.from_json(study.user_attrs["record"]), record, name, url)
+        study.set_user_attr("n_trials", n_trials)
+        study.set_user_attr("stopped", "")
+    return Study(storage, study), is_new
+
+
+def list_studies(url: str) -> list[Study]:
+    """All of our studies in a database, newest first."""
+    storage = open_storage(url)
+    names = [s.study_name for s in storage.get_all_studies() if "record" in s.user_attrs]
+    studies = [
+        Study(url, storage, optuna.load_study(study_name=n, storage=storage)) for n in names
+    ]
+    return sorted(studies, key=lambda study: -study.record.created)
+
+
+@contextmanager
+def _lost_when_finished(claim: Claim) -> Iterator[None]:
+    try:
+        yield
+    except UpdateFinishedTrialError as error:
+        raise TrialLost(f"trial {claim.trial.number} goes on elsewhere") from error
+
+
+def _check_same(mine: Record, theirs: Record, name: str, url: str) -> None:
+    def describe(record: Record) -> str:
+        space = " ".join(f"{k}={v}" for k, v in record.space.items())
+        fixed = " ".join(record.fixed)
+        return f"{space} {fixed} for {', '.join(record.metrics)}".strip()
+
+    if mine.fingerprint != theirs.fingerprint:
+        raise UserError(
+            f"a study keeps its search space and fixed settings, but {name!r} in"
+            f" {shown_url(url)} sweeps [{describe(mine)}] and this command"
+            f" [{describe(theirs)}]; choose another study.name"
+        )
+
+
+def _trial_of(row: FrozenTrial) -> Trial:
+    origin = row.system_attrs.get("origin", {})
+    claim = row.user_attrs.get("claim", {})
+    end = row.user_attrs.get("end", {})
+    return Trial(
+        number=origin.get("number", row.number),
+        attempt=origin.get("attempt", 1),
+        retries=origin.get("retries", 0),
+        state=_state_of(row, end),
+        params=row.params,
+        values=tuple(row.values) if row.state == TrialState.COMPLETE else None,
+        curve=row.intermediate_values,
+        reason=end.get("reason", ""),
+        run_id=end.get("run_id"),
+        started=row.datetime_start,
+        finished=row.datetime_complete,
+        train_s=end.get("train_s"),
+        worker=claim.get("worker"),
+        row=row._trial_id,
+    )
+
+
+def _state_of(row: FrozenTrial, end: Mapping[str, Any]) -> State:
+    if row.state == TrialState.PRUNED and end.get("kind") == "infeasible":
+        return "failed"
+    names: dict[TrialState, State] = {
+        TrialState.COMPLETE: "complete",
+        TrialState.PRUNED: "pruned",
+        TrialState.FAIL: "failed",
+        TrialState.RUNNING: "running",
+        TrialState.WAITING: "waiting",
+    }
+    return names[row.state]
+
+
+def _next_attempt(row: FrozenTrial, trial: Trial, retries: int) -> FrozenTrial:
+    origin = {"number": trial.number, "attempt": trial.attempt + 1, "retries": retries}
+    return create_trial(
+        state=TrialState.WAITING,
+        params=row.params,
+        distributions=row.distributions,
+        system_attrs={**row.system_attrs, "origin": origin},
+        intermediate_values=row.intermediate_values,
+    )
+
+
+def _this_process() -> dict[str, Any]:
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    return {
+        "host": socket.gethostname(),
+        "boot": boot.read_text().strip() if boot.exists() else "",
+        "pid": os.getpid(),
+        "born": psutil.Process().create_time(),
+    }
+
+
+def _is_alive(claim: Mapping[str, Any]) -> bool:
+    try:
+        return bool(psutil.Process(claim["pid"]).create_time() == claim["born"])
+    except psutil.NoSuchProcess:
+        return False

@@ -1,0 +1,1 @@
+"""MLflow: journals of runs and their delivery."""

@@ -1,0 +1,1 @@
+"""Training: network, store, data, module and the short training script."""
