@@ -3,8 +3,8 @@
 `FOLDER/journal.jsonl` holds one JSON object a line, appended by a single write each, so several
 processes may write side by side (a trial its metrics, its worker the system metrics):
 
-    {"type": "start", "time": ms, "run": {"key", "experiment", "name", "params", "tags",
-                                          "parent_run_id"}}
+    {"type": "start", "time": ms, "run": {"key", "shared", "experiment", "name", "params",
+                                          "tags", "parent_run_id"}}
     {"type": "metrics", "time": ms, "step": int, "values": {name: float | "nan" | "inf" | "-inf"}}
     {"type": "params", "params": {}}            {"type": "tags", "tags": {}}
     {"type": "artifact", "path": absolute or relative to FOLDER, "artifact_path": ""}
@@ -18,6 +18,7 @@ and readers then skip it. `delivery` sends all this to MLflow, from the file, at
 from __future__ import annotations
 
 import getpass
+import hashlib
 import json
 import math
 import os
@@ -81,9 +82,11 @@ class Journal:
         """
         summary = self._scanned()
         kind = "resume" if summary.key else "start"
-        summary.key = summary.key or key or uuid.uuid4().hex
+        own = key and hashlib.blake2b(key.encode(), digest_size=16).hexdigest()
+        summary.key = summary.key or own or uuid.uuid4().hex
         run = {
             "key": summary.key,
+            "shared": key is not None,
             "experiment": experiment,
             "name": name,
             "params": {k: str(v) for k, v in (params or {}).items()},

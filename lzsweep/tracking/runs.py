@@ -1,0 +1,239 @@
+"""Runs as people see them: the server they go to, the parent run of a study, where code ran.
+
+A study's parent run has a journal in the study's folder like any other run. Its key is the name
+of the study in its experiment, so that programs on several machines that open the same study get
+the same run.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import platform
+import sqlite3
+import subprocess
+from collections.abc import Mapping
+from contextlib import closing
+from importlib import metadata
+from pathlib import Path
+
+from lzsweep.errors import TrackingError
+from lzsweep.tracking.client import connect, judge, reason, redact, resolve_uri, sqlite_file
+from lzsweep.tracking.delivery import deliver
+from lzsweep.tracking.journal import Journal, Status
+from lzsweep.tracking.outbox import run_id_of
+
+_CONNECT_S = 3.05
+_ANSWER_S = 6.0
+_PACKAGES = (
+    "lzsweep",
+    "torch",
+    "pytorch-lightning",
+    "hydra-core",
+    "optuna",
+    "mlflow",
+    "numpy",
+)
+_SLURM = ("JOB_ID", "ARRAY_JOB_ID", "ARRAY_TASK_ID", "JOB_PARTITION", "CLUSTER_NAME", "NODELIST")
+
+_logger = logging.getLogger(__name__)
+
+
+def check_server(uri: str) -> None:
+    """Make sure that an MLflow server answers and lets us in, within about ten seconds.
+
+    mlflow itself is only imported where a server wants more than a plain request.
+
+    Raises:
+        TrackingError: It does not answer, is no MLflow server, refuses us, or the SQLite file
+            cannot be written. One line, without secrets.
+    """
+    uri = resolve_uri(uri)
+    file = sqlite_file(uri)
+    if file is not None:
+        _check_file(file)
+        return
+    problem = _ask(uri)
+    if problem:
+        raise TrackingError(
+            f"An MLflow server must answer at tracking.uri={redact(uri)}, but {problem}. "
+            "Start it (lzsweep serve), correct the address, or use sqlite:///mlflow.db."
+        )
+
+
+def _ask(uri: str) -> str:
+    import requests
+
+    try:
+        answer = requests.post(
+            f"{uri}/api/2.0/mlflow/experiments/search",
+            json={"max_results": 1},
+            timeout=(_CONNECT_S, _ANSWER_S),
+        )
+    except requests.exceptions.SSLError:
+        return _ask_with_client(uri)
+    except requests.exceptions.Timeout:
+        return "it did not answer in time"
+    except requests.exceptions.RequestException as e:
+        return _why_unreachable(e)
+    if answer.status_code in (401, 403):
+        return _ask_with_client(uri)
+    if answer.status_code >= 500:
+        return f"it answered with error {answer.status_code}"
+    try:
+        known = answer.ok and isinstance(answer.json(), dict)
+    except ValueError:
+        known = False
+    return "" if known else f"what answered is no MLflow server (status {answer.status_code})"
+
+
+def _why_unreachable(error: Exception) -> str:
+    text = str(error)
+    for sign, meaning in (
+        ("Connection refused", "the connection was refused"),
+        ("Name or service not known", "there is no host of that name"),
+        ("Temporary failure in name resolution", "the host's name cannot be resolved"),
+        ("No address associated", "there is no host of that name"),
+        ("No route to host", "there is no route to that host"),
+    ):
+        if sign in text:
+            return meaning
+    return reason(error)
+
+
+def _ask_with_client(uri: str) -> str:
+    # MLflow's client knows all ways to prove who we are and whom we trust.
+    try:
+        connect(uri).search_experiments(max_results=1)
+    except Exception as e:
+        text = str(judge(e))
+        if "401" in text or "403" in text or "authenticate" in text.lower():
+            return (
+                "it refuses our name or password (set MLFLOW_TRACKING_USERNAME and "
+                f"MLFLOW_TRACKING_PASSWORD): {text[:200]}"
+            )
+        return text
+    return ""
+
+
+def _check_file(file: Path) -> None:
+    folder = next(p for p in file.parents if p.exists())
+    problem = ""
+    if file.exists():
+        try:
+            # A URI path, so that nothing is created.
+            with closing(sqlite3.connect(f"{file.as_uri()}?mode=rw", uri=True, timeout=5)) as db:
+                db.execute("BEGIN IMMEDIATE")
+        except sqlite3.Error as e:
+            # In use by others for longer than we wait is no fault.
+            problem = "" if "locked" in str(e) else str(e)
+    elif not (folder.is_dir() and os.access(folder, os.W_OK)):
+        problem = f"{folder} is no folder that we may write"
+    if problem:
+        raise TrackingError(
+            f"The MLflow database of tracking.uri must be writable, but {file} is not: {problem}. "
+            "Choose another place, e.g. tracking.uri=sqlite:////HOME/mlflow.db."
+        )
+
+
+def open_parent(
+    folder: Path | str,
+    uri: str,
+    *,
+    experiment: str,
+    study: str,
+    tags: Mapping[str, str] | None = None,
+    description: str = "",
+) -> str:
+    """Make the parent run of a study, or take it up again, and return its id.
+
+    Args:
+        folder: The study's folder; the journal of the run is kept there.
+        uri: The tracking server.
+        experiment: MLflow experiment.
+        study: Name of the study and of the run.
+        tags: Further tags.
+        description: Markdown, shown on the run's page.
+
+    Raises:
+        TrackingError: The server does not answer or refuses the run.
+    """
+    notes = {"lzsweep.kind": "study", "lzsweep.study": study, **(tags or {})}
+    if description:
+        notes["mlflow.note.content"] = description
+    with Journal(folder) as journal:
+        journal.start(
+            experiment=experiment, name=study, tags=notes, key=f"study {study} of {experiment}"
+        )
+    deliver(folder, uri, wait_s=60)
+    run_id = run_id_of(folder)
+    if run_id is None:
+        raise TrackingError(f"Another process keeps the journal in {folder} from being delivered")
+    return run_id
+
+
+def close_parent(
+    folder: Path | str,
+    uri: str,
+    status: Status,
+    *,
+    tags: Mapping[str, str] | None = None,
+    description: str = "",
+) -> bool:
+    """End a study's parent run. Returns whether the server knows already; else `sync` tells it."""
+    with Journal(folder) as journal:
+        notes = dict(tags or {})
+        if description:
+            notes["mlflow.note.content"] = description
+        if notes:
+            journal.tags(notes)
+        journal.end(status)
+    try:
+        return deliver(folder, uri, wait_s=30)
+    except TrackingError as e:
+        _logger.warning("%s. `lzsweep sync` delivers the rest.", e)
+        return False
+
+
+def code_version() -> dict[str, str]:
+    """What ran where, as tags: git commit, versions, host, Slurm ids.
+
+    Asks git once a process; a program with many children hands it on to them.
+    """
+    tags = dict(_fixed_tags())
+    for name in _SLURM:
+        if value := os.environ.get(f"SLURM_{name}"):
+            tags[f"lzsweep.slurm.{name.lower()}"] = value
+    return tags
+
+
+@functools.cache
+def _fixed_tags() -> tuple[tuple[str, str], ...]:
+    tags = {"lzsweep.host": platform.node(), "lzsweep.version.python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            tags[f"lzsweep.version.{package}"] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return tuple((tags | _git_tags(Path(__file__).parents[2])).items())
+
+
+def _git_tags(checkout: Path) -> dict[str, str]:
+    """Commit of a checkout, and whether it was changed; nothing for an installed package."""
+    if not (checkout / ".git").exists():
+        return {}
+    command = ["git", "status", "--porcelain=v2", "--branch", "--untracked-files=no"]
+    try:
+        output = subprocess.run(
+            command, cwd=checkout, capture_output=True, text=True, timeout=10, check=True
+        ).stdout
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    tags = {"lzsweep.git.dirty": "false"}
+    for line in output.splitlines():
+        if line.startswith("# branch.oid "):
+            tags["mlflow.source.git.commit"] = line.split()[-1]
+        elif not line.startswith("#"):
+            tags["lzsweep.git.dirty"] = "true"
+    return tags
