@@ -18,11 +18,21 @@ import sqlalchemy
 from optuna.exceptions import ExperimentalWarning, StorageInternalError
 from optuna.storages import RDBStorage
 from sqlalchemy.engine import make_url
+from sqlalchemy.exc import SQLAlchemyError
 
 from lzsweep.errors import UserError
 
-HEARTBEAT_S = 10
 GRACE_S = 60
+"""Silence after which a worker on another machine counts as lost."""
+DATABASE_ERRORS = (SQLAlchemyError, StorageInternalError)
+"""What a database that does not answer raises."""
+
+
+def first_line(error: BaseException | None) -> str:
+    """The first line of an error's root cause; SQLAlchemy puts pages behind it."""
+    while error is not None and error.__cause__ is not None:
+        error = error.__cause__
+    return (str(error).strip().splitlines() or [""])[0]
 
 
 def absolute_url(url: str) -> str:
@@ -58,13 +68,13 @@ def open_storage(url: str) -> RDBStorage:
             storage = RDBStorage(
                 url,
                 engine_kwargs=kwargs,
-                heartbeat_interval=HEARTBEAT_S,
+                heartbeat_interval=GRACE_S // 2,
                 grace_period=GRACE_S,
             )
-    except (sqlalchemy.exc.SQLAlchemyError, StorageInternalError, OSError, RuntimeError) as error:
+    except (*DATABASE_ERRORS, OSError, RuntimeError) as error:
         raise UserError(
             f"the study database must answer, but {shown_url(url)} says:"
-            f" {str(error).splitlines()[0]}; start it or set study.storage"
+            f" {first_line(error)}; start it or set study.storage"
         ) from error
     if is_sqlite:
         _begin_immediate(storage.engine)

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import os
 import socket
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
@@ -43,6 +44,8 @@ STATES: tuple[State, ...] = ("complete", "pruned", "failed", "running", "waiting
 Ending = Literal["complete", "pruned", "infeasible", "error", "infrastructure"]
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
+# Meant for those who rely on Optuna's own heartbeat thread; here the worker beats.
+warnings.filterwarnings("ignore", message="Heartbeat of storage is supposed to be used")
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,7 @@ class Trial:
     params: Mapping[str, Value]
     values: tuple[float, ...] | None
     curve: Mapping[int, float]
+    ending: Ending | None
     reason: str
     run_id: str | None
     started: datetime | None
@@ -388,9 +392,7 @@ def list_studies(url: str) -> list[Study]:
     """All of our studies in a database, newest first."""
     storage = open_storage(url)
     names = [s.study_name for s in storage.get_all_studies() if "record" in s.user_attrs]
-    studies = [
-        Study(url, storage, optuna.load_study(study_name=n, storage=storage)) for n in names
-    ]
+    studies = [Study(storage, optuna.load_study(study_name=n, storage=storage)) for n in names]
     return sorted(studies, key=lambda study: -study.record.created)
 
 
@@ -428,6 +430,7 @@ def _trial_of(row: FrozenTrial) -> Trial:
         params=row.params,
         values=tuple(row.values) if row.state == TrialState.COMPLETE else None,
         curve=row.intermediate_values,
+        ending=end.get("kind"),
         reason=end.get("reason", ""),
         run_id=end.get("run_id"),
         started=row.datetime_start,

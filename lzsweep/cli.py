@@ -1,0 +1,102 @@
+"""The one door: `lzsweep ...` is a Hydra command line, or a subcommand when its first word is one.
+
+Also the one place that turns errors into one line and an exit code: 0 done, 1 something failed,
+2 the user's mistake. Nothing heavy is imported here: `--help` and completion answer in a second.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Sequence
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from lzsweep.config import OwnConf, conf_dir, explain, nearest, register_schemas
+from lzsweep.errors import LzsweepError, UserError
+from lzsweep.sweep.plugin import PullSweeper
+
+SUBCOMMANDS = ("list", "status", "best", "sync")
+
+_failed: list[LzsweepError] = []
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line.
+
+    Returns:
+        The exit code: 0 done, 1 something failed, 2 the user's mistake.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        _refuse_unknown_word(arguments)
+        if arguments and arguments[0] in SUBCOMMANDS:
+            from lzsweep.commands import run_command
+
+            return run_command(arguments)
+        return _run_hydra(arguments)
+    except LzsweepError as error:
+        return _fail(str(error), error.exit_code)
+    except (HydraException, OmegaConfBaseException) as error:
+        return _fail(explain(error), UserError.exit_code)
+    except KeyboardInterrupt:
+        return _fail("stopped by Ctrl-C", 1)
+
+
+def task(cfg: DictConfig) -> object:
+    """What a Hydra job does: be a worker of a study, or one plain training.
+
+    A sweeper that is not ours (`hydra/sweeper=basic|optuna`) sets no `worker.join`, so each of its
+    jobs is a training of its own and returns the objective.
+    """
+    if cfg.worker.join is not None:
+        from lzsweep.sweep.worker import join
+
+        join(cfg)
+        return None
+    from lzsweep.train.run import run
+
+    try:
+        return run(cfg)
+    except LzsweepError as error:
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
+            raise
+        _failed.append(error)  # Hydra would print the overrides and half a traceback first
+        return None
+
+
+def _run_hydra(arguments: list[str]) -> int:
+    register_schemas()
+    for plugin in (OwnConf, PullSweeper):  # from a checkout no entry point registers them
+        Plugins.instance().register(plugin)
+    # Hydra prints its own errors and exits with 1; this makes it leave them to us.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    argv, sys.argv = sys.argv, ["lzsweep", *arguments]
+    try:
+        hydra.main(config_path=str(conf_dir()), config_name="config")(task)()
+    finally:
+        sys.argv = argv
+    if _failed:
+        raise _failed.pop()
+    return 0
+
+
+def _refuse_unknown_word(arguments: Sequence[str]) -> None:
+    # `lzsweep statu` would otherwise be told off by the override grammar.
+    if arguments and re.fullmatch(r"[a-z_]+", arguments[0]) and arguments[0] not in SUBCOMMANDS:
+        raise UserError(
+            f"the first word must be a command ({', '.join(SUBCOMMANDS)}) or an override"
+            f" (key=value), but got {arguments[0]!r}; {nearest(arguments[0], SUBCOMMANDS)}"
+        )
+
+
+def _fail(text: str, code: int) -> int:
+    print(f"lzsweep: {text}", file=sys.stderr)
+    return code

@@ -1,0 +1,162 @@
+"""The subcommands: what was swept, how it goes, what won, and what MLflow still lacks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from lzsweep.errors import UserError
+from lzsweep.sweep.report import (
+    count_states,
+    describe,
+    describe_best,
+    train_command,
+    trial_table,
+    write_best,
+)
+from lzsweep.sweep.study import STATES, list_studies, open_study
+from lzsweep.tracking.delivery import sync as deliver_all
+
+app = typer.Typer(
+    add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False, help=__doc__
+)
+
+
+class Format(StrEnum):
+    """How a listing is printed."""
+
+    table = "table"
+    json = "json"
+
+
+Storage = Annotated[str, typer.Option(envvar="LZSWEEP_STORAGE", help="URL of the study database.")]
+Output = Annotated[Format, typer.Option("--format", help="A table for people, JSON for scripts.")]
+Name = Annotated[str, typer.Argument(metavar="STUDY", help="Name of the study; see `list`.")]
+SQLITE = "sqlite:///lzsweep.db"
+
+
+def run_command(arguments: Sequence[str]) -> int:
+    """Run a subcommand and return its exit code; typer itself words what is wrong with usage."""
+    try:
+        app(list(arguments), prog_name="lzsweep")
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
+@app.command(
+    "list",
+    epilog="Examples:  lzsweep list   |   lzsweep list --format json",
+)
+def list_command(storage: Storage = SQLITE, format: Output = Format.table) -> None:
+    """List the studies of a database, newest first."""
+    _must_exist(storage)
+    studies = list_studies(storage)
+    data = [
+        {
+            "study": s.name,
+            "n_trials": s.n_trials,
+            "states": count_states(s.trials()),
+            "best": describe_best(s),
+            "folder": s.record.folder,
+        }
+        for s in studies
+    ]
+    if format is Format.json:
+        _print_json(data)
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("study", *STATES, "of", "best"):
+        table.add_column(column, justify="left" if column in ("study", "best") else "right")
+    for study, row in zip(studies, data, strict=True):
+        values = "".join(
+            f"{m}={v:.4f} "
+            for t in study.best()[:1]
+            for m, v in zip(study.record.metrics, t.values or (), strict=True)
+        )
+        counts = [str(n) for n in count_states(study.trials()).values()]
+        table.add_row(study.name, *counts, str(row["n_trials"]), values)
+    Console().print(table)
+
+
+@app.command(epilog="Examples:  lzsweep status demo   |   lzsweep status demo --format json")
+def status(study: Name, storage: Storage = SQLITE, format: Output = Format.table) -> None:
+    """Show the trials of a study: state, parameters, values, learning curve, folder."""
+    _must_exist(storage)
+    opened = open_study(storage, study)
+    if format is Format.json:
+        _print_json(describe(opened))
+        return
+    trials = opened.trials()
+    console = Console()
+    console.print(trial_table(opened, trials))
+    counts = ", ".join(f"{n} {state}" for state, n in count_states(trials).items() if n)
+    console.print(f"{counts or 'no trial yet'}; {opened.n_trials} trials wanted", highlight=False)
+    if reason := opened.stopped():
+        console.print(f"stopped: {reason}", markup=False)
+    for trial in trials:
+        if trial.state == "failed":
+            log = f"{opened.record.folder}/{trial.number}/trial.log"
+            console.print(f"#{trial.number} failed: {trial.reason}; see {log}", markup=False)
+
+
+@app.command(epilog="Examples:  lzsweep best demo   |   lzsweep best demo --format json")
+def best(study: Name, storage: Storage = SQLITE, format: Output = Format.table) -> None:
+    """Show the best trial (or the Pareto front) and the command that trains it again."""
+    _must_exist(storage)
+    opened = open_study(storage, study)
+    if format is Format.json:
+        _print_json(describe_best(opened))
+        return
+    trials = opened.best()
+    if not trials:
+        raise UserError(f"a trial must complete to be the best, but none of {study} has yet")
+    console = Console()
+    console.print(trial_table(opened, trials))
+    if path := write_best(opened):
+        console.print(f"train it again: {train_command(path)}", soft_wrap=True, highlight=False)
+
+
+@app.command(epilog="Examples:  lzsweep sync   |   lzsweep sync /data/me/multirun/demo")
+def sync(
+    folders: Annotated[
+        list[Path] | None, typer.Argument(help="Folders to look in; else multirun and outputs.")
+    ] = None,
+    uri: Annotated[
+        str, typer.Option(envvar="MLFLOW_TRACKING_URI", help="The MLflow server.")
+    ] = "sqlite:///mlflow.db",
+) -> None:
+    """Deliver to MLflow what runs logged while the server did not answer."""
+    roots = folders or [Path("multirun"), Path("outputs")]
+    if folders and (missing := [str(f) for f in folders if not f.exists()]):
+        raise UserError(f"a folder must exist to be looked in, but {', '.join(missing)} does not")
+    summary = deliver_all(roots, uri)
+    print(
+        f"{len(summary.delivered)} runs delivered, {len(summary.unchanged)} had nothing new,"
+        f" {len(summary.left)} left"
+    )
+    for folder, why in summary.left.items():
+        print(f"{folder}: {why}")
+    if summary.left:
+        raise typer.Exit(1)
+
+
+def _must_exist(storage: str) -> None:
+    # Opening would create an empty database, and a typo would leave a file behind.
+    path = storage.removeprefix("sqlite:///")
+    if path != storage and not Path(path).exists():
+        raise UserError(
+            f"the study database must exist, but there is no {path} in {Path.cwd()};"
+            " go to the folder where the sweep was started, or set --storage"
+        )
+
+
+def _print_json(data: Any) -> None:
+    print(json.dumps(data, indent=2, ensure_ascii=False))

@@ -1,0 +1,285 @@
+"""The configuration: schemas behind the shipped options, and where the YAML files lie.
+
+A shipped option names its schema in its defaults list (`/hydra/schema/network@_here_`), so our
+keys are typed and misspelt ones refused. An option of a user's own brings no schema; the signature
+of its `_target_` is its schema. The root stays open for additions with `+`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.config_store import ConfigStore
+from hydra.errors import MissingConfigException
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+from hydra.types import RunMode
+from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError
+
+METRICS = tuple(
+    f"{split}/{name}"
+    for split in ("train", "val", "test")
+    for name in (
+        "loss",
+        "loss_unweighted",
+        "policy_loss",
+        "value_mse",
+        "policy_top1",
+        "policy_top5",
+    )
+)
+"""What the shipped module logs."""
+
+WEIGHTED = ("train/loss", "val/loss", "test/loss")
+"""Metrics that a searched loss weight scales, so that the search could cheat with them."""
+
+
+@dataclass
+class Tracking:
+    """Where runs are recorded."""
+
+    uri: str = "${oc.env:MLFLOW_TRACKING_URI,'sqlite:///mlflow.db'}"
+    experiment: str = "lzsweep"
+    system_metrics_s: float = 10.0  # seconds between two samples of CPU, memory, GPU; 0: none
+
+
+@dataclass
+class Study:
+    """What a sweep does, all workers together."""
+
+    name: str | None = None  # null: made of the sweep's file and a hash of what it sweeps
+    n_trials: int | None = None  # finished trials; null: 20, or the full grid if all is discrete
+    storage: str = "${oc.env:LZSWEEP_STORAGE,'sqlite:///lzsweep.db'}"
+    space: dict[str, str] = field(default_factory=dict)  # key: sweep text; the command line wins
+    max_retries: int = 3  # times a trial may be lost to killed processes and machines
+    max_same_errors: int = 3  # the same error this often running stops the study
+
+
+@dataclass
+class Worker:
+    """What one worker does; a worker trains the trials of one machine's slots."""
+
+    count: int = 1  # workers that the launcher starts; the basic launcher runs one
+    slots: str = "auto"  # trials at a time; auto: one a GPU, without GPUs one a core
+    slots_per_device: int = 1  # trials that share one GPU
+    trial_timeout: float | None = None  # seconds a trial may train
+    join: str | None = None  # set by the controller: be a worker of this study
+
+
+@dataclass
+class Root:
+    """The keys at the root of the configuration."""
+
+    lr: float = 0.05
+    batch_size: int = 256
+    seed: int = 1
+    precision: str = "auto"
+    objective: Any = MISSING
+    module: Any = MISSING
+    data: Any = MISSING
+    network: Any = MISSING
+    loss: Any = MISSING
+    optimizer: Any = MISSING
+    schedule: Any = MISSING
+    trainer: Any = MISSING
+    callbacks: Any = MISSING
+    logger: Any = None
+    tracking: Tracking = field(default_factory=Tracking)
+    study: Study = field(default_factory=Study)
+    worker: Worker = field(default_factory=Worker)
+
+
+@dataclass
+class Network:
+    """Leela Zero's residual tower."""
+
+    _target_: str = "lzsweep.train.network.Network"
+    blocks: int = MISSING
+    filters: int = MISSING
+    in_channels: int = "${data.in_channels}"  # type: ignore[assignment]  # OmegaConf resolves it
+    board_size: int = "${data.board_size}"  # type: ignore[assignment]
+
+
+@dataclass
+class Data:
+    """Games, and how they become batches."""
+
+    _target_: str = "lzsweep.train.data.GoData"
+    path: Any = MISSING  # file, folder, glob or a list of these
+    cache_dir: str = "${oc.env:LZSWEEP_CACHE,'~/.cache/lzsweep'}"
+    batch_size: int = "${batch_size}"  # type: ignore[assignment]
+    val_fraction: float = 0.1  # of the games, by a hash of their moves
+    test_fraction: float = 0.1
+    augment: bool = True  # one of the 8 board symmetries at random for each training position
+    device_resident: bool = False  # keep the whole store in the device's memory
+    num_workers: int = 0  # loader processes; gathering packed rows rarely needs any
+    board_size: int = 19
+    in_channels: int = 18
+    seed: int = "${seed}"  # type: ignore[assignment]
+
+
+@dataclass
+class Loss:
+    """Weights of the parts of the training loss."""
+
+    policy: float = 1.0
+    value: float = 1.0
+    l2: float = 1e-4  # on conv and dense weights, not on biases
+
+
+@dataclass
+class Trainer:
+    """Every argument of `pytorch_lightning.Trainer` but those that we build ourselves."""
+
+    _target_: str = "pytorch_lightning.Trainer"
+    accelerator: str = "auto"
+    strategy: Any = "auto"
+    devices: Any = "auto"
+    num_nodes: int = 1
+    fast_dev_run: Any = False
+    max_epochs: int | None = 10
+    min_epochs: int | None = None
+    max_steps: int = -1
+    min_steps: int | None = None
+    max_time: Any = None
+    limit_train_batches: Any = None
+    limit_val_batches: Any = None
+    limit_test_batches: Any = None
+    limit_predict_batches: Any = None
+    overfit_batches: Any = 0.0
+    val_check_interval: Any = None
+    check_val_every_n_epoch: int | None = 1
+    num_sanity_val_steps: int | None = 0
+    log_every_n_steps: int | None = 50
+    enable_checkpointing: bool | None = True
+    enable_progress_bar: bool | None = True
+    enable_model_summary: bool | None = False
+    accumulate_grad_batches: int = 1
+    gradient_clip_val: float | None = None
+    gradient_clip_algorithm: str | None = None
+    deterministic: Any = None
+    benchmark: bool | None = None
+    inference_mode: bool = True
+    use_distributed_sampler: bool = False
+    profiler: Any = None
+    detect_anomaly: bool = False
+    barebones: bool = False
+    plugins: Any = None
+    sync_batchnorm: bool = False
+    reload_dataloaders_every_n_epochs: int = 0
+    default_root_dir: str | None = None
+    enable_autolog_hparams: bool = False
+    model_registry: str | None = None
+
+
+BUILT = ("self", "precision", "logger", "callbacks")
+"""Arguments of the Trainer that come from groups of their own."""
+
+
+def register_schemas() -> None:
+    """Put the schemas where defaults lists find them; below `hydra/` the help hides them."""
+    for schema in (Root, Network, Data, Loss, Trainer):
+        ConfigStore.instance().store(
+            name=schema.__name__.lower(), group="hydra/schema", node=schema
+        )
+
+
+def conf_dir() -> Path:
+    """The shipped configs: beside the package in a checkout, inside it in a wheel."""
+    package = Path(__file__).parent
+    inside = package / "conf"
+    return inside if inside.is_dir() else package.parent / "conf"
+
+
+class OwnConf(SearchPathPlugin):
+    """Searches the user's own `./conf` before ours; never the working folder itself."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        own = Path.cwd() / "conf"
+        if own.is_dir() and own.resolve() != conf_dir().resolve():
+            search_path.prepend("own", f"file://{own}")
+
+
+def sources(loader: ConfigLoader) -> list[str]:
+    """Where a command line's configs come from, first match first, without Hydra's own."""
+    paths = [element.path for element in loader.get_search_path().get_path()]
+    return [p for p in paths if p and p not in ("pkg://hydra.conf", "structured://")]
+
+
+def make_loader(paths: Sequence[str]) -> ConfigLoaderImpl:
+    """A config loader over just these places: no live `./conf`, whatever folder we are in."""
+    search_path = ConfigSearchPathImpl()
+    search_path.append("hydra", "pkg://hydra.conf")
+    for path in paths:
+        search_path.append("lzsweep", path)
+    search_path.append("schema", "structured://")
+    return ConfigLoaderImpl(search_path)
+
+
+def compose(
+    loader: ConfigLoaderImpl, overrides: Sequence[str], config_name: str = "config"
+) -> dict[str, Any]:
+    """Compose and resolve a configuration into plain data, without Hydra's own node.
+
+    Raises:
+        HydraException, OmegaConfBaseException: an override or an interpolation is wrong.
+    """
+    config = loader.load_configuration(config_name, list(overrides), RunMode.RUN)
+    with open_dict(config):
+        del config["hydra"]
+    plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
+
+
+def known_keys() -> list[str]:
+    """Every key of the shipped configuration, dotted, for nearest-match hints."""
+    keys: list[str] = []
+    root = make_loader([f"file://{conf_dir()}"]).load_configuration("config", [], RunMode.RUN)
+    todo: list[tuple[str, DictConfig]] = [("", root)]
+    while todo:
+        prefix, node = todo.pop(0)
+        for key in node:
+            keys.append(f"{prefix}{key}")
+            child = node._get_node(key)
+            if isinstance(child, DictConfig) and not child._is_none() and key != "hydra":
+                todo.append((f"{prefix}{key}.", child))
+    return keys
+
+
+def explain(error: Exception) -> str:
+    """Say in one line what a Hydra or OmegaConf error means: rule, value, place, next step."""
+    cause = error.__cause__
+    if isinstance(error, MissingConfigException) and error.options is not None:
+        group, _, option = str(error.missing_cfg_file).rpartition("/")
+        return (
+            f"{group}={option}: the options of {group} are {', '.join(error.options)};"
+            f" {nearest(option, error.options)}"
+        )
+    if isinstance(cause, ConfigAttributeError | ConfigKeyError) and cause.full_key:
+        key = str(cause.full_key)
+        return (
+            f"{key} is not a key of the configuration;"
+            f" {nearest(key, known_keys())}, or add it with +{key}=..."
+        )
+    if "Ambiguous value" in str(error):
+        override = str(error).split("'")[1]
+        return f"{override} holds several values, which only a sweep takes: add -m, or quote them"
+    lines = [*str(error).splitlines(), *str(cause or "").splitlines()]
+    noise = ("full_key:", "object_type=", "reference_type=", "See https", "Config search path:")
+    kept = [t for line in lines if (t := line.strip()) and not t.startswith((*noise, "provider="))]
+    return ": ".join(dict.fromkeys(kept)) + "; see `lzsweep --help`"
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """A hint at what was meant."""
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f"did you mean {near[0]}?" if near else "see `lzsweep --help`"

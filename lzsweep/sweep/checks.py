@@ -1,0 +1,149 @@
+"""What is wrong with a sweep, all of it, before any trial starts."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, Literal
+
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+from optuna.distributions import CategoricalDistribution
+
+from lzsweep.config import METRICS, WEIGHTED, compose, explain
+from lzsweep.errors import ConfigError, LzsweepError
+from lzsweep.sweep.space import Space, Value, to_overrides
+from lzsweep.tracking.runs import check_server
+
+Direction = Literal["minimize", "maximize"]
+
+
+def objectives(objective: Any) -> tuple[tuple[str, ...], tuple[Direction, ...]]:
+    """Metrics and directions of `objective`, which is one pair or a list of them.
+
+    Raises:
+        ConfigError: a part is missing or no direction.
+    """
+    pairs = objective if isinstance(objective, list) else [objective]
+    for pair in pairs:
+        if not isinstance(pair, dict) or set(pair) != {"metric", "direction"}:
+            raise ConfigError([f"objective must hold a metric and a direction, but got {pair}"])
+        if pair["direction"] not in ("minimize", "maximize"):
+            raise ConfigError(
+                [
+                    "objective.direction must be minimize or maximize, but got"
+                    f" {pair['direction']!r}"
+                ]
+            )
+    return tuple(p["metric"] for p in pairs), tuple(p["direction"] for p in pairs)
+
+
+def check_sweep(
+    cfg: DictConfig, space: Space, loader: ConfigLoaderImpl, *, is_basic: bool
+) -> Mapping[str, Any]:
+    """Check everything that can be checked without training.
+
+    Returns:
+        The composed configuration of the first point, plain and resolved.
+
+    Raises:
+        ConfigError: all problems at once.
+    """
+    problems: list[str] = []
+    points = list(_probe_points(space))
+    configs = []
+    for point in points:
+        try:
+            config = compose(loader, [*space.fixed, *to_overrides(point)])
+            configs.append(config)
+        except (HydraException, OmegaConfBaseException) as error:
+            problems.append(explain(error))
+    if configs:
+        problems += _objective_problems(configs[0], space)
+    problems += _place_problems(cfg, is_basic=is_basic)
+    checks = [partial(_check_data, data) for data in _distinct(configs, "data")]
+    if cfg.logger is not None:
+        checks.append(partial(check_server, cfg.tracking.uri))
+    for check in checks:
+        try:
+            check()
+        except LzsweepError as error:
+            problems.append(str(error))
+    if problems:
+        raise ConfigError(list(dict.fromkeys(problems)))
+    return configs[0]
+
+
+def _probe_points(space: Space) -> Iterator[dict[str, Value]]:
+    """Points that hold each choice of each categorical once, the rest at its first value."""
+    first = {name: _first(d) for name, d in space.parameters.items()}
+    yield first
+    for name, distribution in space.parameters.items():
+        if isinstance(distribution, CategoricalDistribution):
+            for choice in distribution.choices[1:]:
+                yield {**first, name: choice}  # type: ignore[dict-item]
+
+
+def _first(distribution: Any) -> Value:
+    if isinstance(distribution, CategoricalDistribution):
+        return distribution.choices[0]  # type: ignore[return-value]
+    low: Value = distribution.low
+    return low
+
+
+def _objective_problems(config: Mapping[str, Any], space: Space) -> list[str]:
+    try:
+        metrics, _ = objectives(config["objective"])
+    except ConfigError as error:
+        return list(error.problems)
+    problems = []
+    is_ours = str(config["module"].get("_target_")).startswith("lzsweep.")
+    for metric in metrics:
+        if is_ours and metric not in METRICS:
+            near = difflib.get_close_matches(metric, METRICS, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(METRICS)}"
+            problems.append(f"objective.metric must be logged, but {metric} never is; {hint}")
+        searched = [name for name in space.parameters if name.startswith("loss")]
+        if metric in WEIGHTED and searched:
+            problems.append(
+                f"an objective must not depend on what is searched, but {', '.join(searched)}"
+                f" scales {metric}, and small weights would win;"
+                " set objective.metric=val/loss_unweighted"
+            )
+    return problems
+
+
+def _place_problems(cfg: DictConfig, *, is_basic: bool) -> list[str]:
+    problems = []
+    if cfg.worker.count < 1 or (is_basic and cfg.worker.count != 1):
+        problems.append(
+            f"the basic launcher runs one worker, but worker.count is {cfg.worker.count};"
+            " use worker.slots for more trials at a time, or hydra/launcher=local or slurm"
+        )
+    if "slurm" in str(cfg.hydra.launcher._target_).lower():
+        for key, url in (("study.storage", cfg.study.storage), ("tracking.uri", cfg.tracking.uri)):
+            if str(url).startswith("sqlite"):
+                problems.append(
+                    f"{key} must be reachable from other machines, but {url} is a file that"
+                    " only one machine may write; set it to a PostgreSQL or MLflow server"
+                )
+    return problems
+
+
+def _distinct(configs: Sequence[Mapping[str, Any]], key: str) -> list[Any]:
+    found: list[Any] = []
+    for config in configs:
+        if config[key] not in found:
+            found.append(config[key])
+    return found
+
+
+def _check_data(data: Mapping[str, Any]) -> None:
+    """Turn the games into the store now: no trial waits for it, and bad games are told here."""
+    if str(data.get("_target_")) == "lzsweep.train.data.GoData":
+        from lzsweep.train.store import ensure_store
+
+        ensure_store(data["path"], data["cache_dir"])

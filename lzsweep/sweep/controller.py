@@ -1,0 +1,278 @@
+"""The controller of a sweep: refuses what is wrong, opens the study, starts the workers.
+
+It may be killed at any time: the workers finish, and the same command joins the study again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.types import Quote, QuotedString
+from hydra.core.plugins import Plugins
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf, open_dict
+from rich.console import Console
+
+from lzsweep.config import make_loader, sources
+from lzsweep.errors import LzsweepError, UserError
+from lzsweep.sweep.checks import check_sweep, objectives
+from lzsweep.sweep.progress import show_progress
+from lzsweep.sweep.report import overhead_s, show_params, train_command, write_best
+from lzsweep.sweep.space import Space, parse_space
+from lzsweep.sweep.storage import absolute_url
+from lzsweep.sweep.study import Record, Study, create_study
+from lzsweep.sweep.worker import start_forkserver
+from lzsweep.tracking.client import redact, resolve_uri
+from lzsweep.tracking.runs import close_parent, code_version, open_parent
+
+N_TRIALS = 20
+"""The budget where nothing says otherwise and the space is no grid."""
+
+_logger = logging.getLogger(__name__)
+
+
+class Controller:
+    """One `lzsweep -m`."""
+
+    def __init__(
+        self, config: DictConfig, hydra_context: HydraContext, task_function: TaskFunction
+    ) -> None:
+        self._config = config
+        self._context = hydra_context
+        self._task = task_function
+        self._console = Console(highlight=False)
+        self._is_basic = str(config.hydra.launcher._target_).endswith("BasicLauncher")
+
+    def run(self, arguments: Sequence[str]) -> None:
+        """Check, open or join the study, launch the workers, show how it goes, sum up.
+
+        Raises:
+            ConfigError: the sweep is wrong; nothing was started.
+            UserError: a database, a server, the data or another study stands in the way.
+            LzsweepError: the study did not come to its end.
+        """
+        if self._is_basic:
+            start_forkserver()  # its imports run beside the checks
+        cfg = self._config
+        loader = self._context.config_loader
+        space = parse_space(arguments, cfg.study.space, loader)
+        live = make_loader(sources(loader))
+        base = check_sweep(cfg, space, live, is_basic=self._is_basic)
+        study = self._open(cfg, space, base)
+        if study.is_done():
+            self._say(
+                f"study {study.name} is complete: {study.n_trials} of {study.n_trials} trials;"
+                " raise study.n_trials for more, or choose another study.name to start anew"
+            )
+        else:
+            self._launch(study, space)
+        self._sum_up(study)
+
+    def _open(self, cfg: DictConfig, space: Space, base: Mapping[str, Any]) -> Study:
+        fingerprint = _fingerprint(space, base)
+        choice = cfg.hydra.runtime.choices.get("sweeps") or "sweep"
+        name = cfg.study.name or f"{choice}-{fingerprint[:8]}"
+        folder = self._folder(name)
+        conf = _freeze(sources(self._context.config_loader), folder / "conf")
+        metrics, directions = objectives(base["objective"])
+        uri = resolve_uri(cfg.tracking.uri)
+        record = Record(
+            space=dict(space.texts),
+            fixed=space.fixed,
+            fingerprint=fingerprint,
+            metrics=metrics,
+            directions=directions,
+            folder=str(folder),
+            conf=conf,
+            config_name=cfg.hydra.job.config_name,
+            tracking_uri=redact(uri),
+            parent_run_id=None,
+            code=code_version(),
+            created=time.time(),
+        )
+        study, is_new = create_study(
+            cfg.study.storage, name, record, _budget(cfg.study.n_trials, space)
+        )
+        record = study.record
+        if record.tracking_uri != redact(uri):
+            raise UserError(
+                f"a study keeps its MLflow server, but {name!r} logs to {record.tracking_uri} and"
+                f" this command to {redact(uri)}; set tracking.uri or MLFLOW_TRACKING_URI"
+            )
+        if not is_new and (commit := record.code.get("lzsweep.git.commit")):
+            now = code_version().get("lzsweep.git.commit")
+            if now != commit:
+                _logger.warning("the study began with code %s, this is %s", commit, now)
+        if cfg.logger is not None and not study.is_done():
+            study.set_parent_run(
+                open_parent(
+                    record.folder,
+                    uri,
+                    experiment=cfg.tracking.experiment,
+                    study=name,
+                    tags=code_version(),
+                    description=_question(study),
+                )
+            )
+        if space.is_grid:
+            with study.lock():
+                study.enqueue(list(space.grid())[: study.n_trials], space)
+        self._say(
+            f"{'new study' if is_new else 'joined study'} {name}: "
+            f"{_question(study)}; {study.n_trials} trials, folder {_shown(folder)}"
+        )
+        return study
+
+    def _folder(self, name: str) -> Path:
+        given = any(o.startswith("hydra.sweep.dir=") for o in self._config.hydra.overrides.hydra)
+        folder = Path(self._config.hydra.sweep.dir if given else f"multirun/{name}").absolute()
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / ".writable").touch()
+            (folder / ".writable").unlink()
+        except OSError as error:
+            raise UserError(
+                f"the study's folder must be writable, but {folder} is not: {error.strerror};"
+                " change to another folder or set hydra.sweep.dir"
+            ) from error
+        return folder
+
+    def _launch(self, study: Study, space: Space) -> None:
+        cfg = self._config
+        subdir = f"workers/{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}-${{hydra.job.num}}"
+        with open_dict(cfg):
+            cfg.hydra.sweep.dir = study.record.folder
+            cfg.hydra.sweep.subdir = subdir
+        launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=self._context, task_function=self._task, config=cfg
+        )
+        job = [
+            *space.fixed,
+            f"worker.join={_quoted(study.name)}",
+            f"hydra.sweep.dir={_quoted(study.record.folder)}",
+            f"hydra.sweep.subdir={_quoted(subdir)}",
+        ]
+        # Where a path is meant it must hold in the job's folder as well; nothing else is copied,
+        # because an address may hold a password.
+        for key in ("study.storage", "tracking.uri"):
+            url = absolute_url(OmegaConf.select(cfg, key))
+            if url.startswith("sqlite"):
+                job.append(f"{key}={_quoted(url)}")
+        with show_progress(study, self._console):
+            try:
+                returns = launcher.launch([job] * cfg.worker.count, initial_job_idx=0)
+            except Exception as error:
+                # Launchers give up at the first lost job; the study knows how it really went.
+                _logger.warning("the launcher says: %s", error)
+                returns = []
+        for job_return in returns:
+            fault = job_return._return_value
+            if isinstance(fault, BaseException) and not study.is_done():
+                raise fault
+
+    def _sum_up(self, study: Study) -> None:
+        trials = study.trials()
+        counts = {s: sum(t.state == s for t in trials) for s in ("complete", "pruned", "failed")}
+        n_finished = sum(counts.values())
+        done = study.is_done(trials)
+        for trial in trials:
+            if trial.state == "failed":
+                log = _shown(Path(study.record.folder) / str(trial.number) / "trial.log")
+                self._say(f"#{trial.number} failed: {trial.reason}; see {log}")
+        states = ", ".join(f"{n} {state}" for state, n in counts.items() if n)
+        extra = overhead_s(trials)
+        self._say(
+            f"{study.name}: {n_finished} of {study.n_trials} trials finished ({states or 'none'})"
+            + (f", {extra:.2f} s overhead a trial" if extra is not None else "")
+        )
+        for trial in study.best():
+            values = " ".join(
+                f"{m}={v:.4f}"
+                for m, v in zip(study.record.metrics, trial.values or (), strict=True)
+            )
+            self._say(f"best: #{trial.number} {values} {show_params(trial.params)}")
+        if path := write_best(study):
+            self._say(f"train it again: {train_command(Path(_shown(path)))}")
+        self._say(_how_to_look(study))
+        if self._config.logger is not None and done and study.take_report_turn():
+            close_parent(
+                study.record.folder,
+                self._config.tracking.uri,
+                "FINISHED" if counts["complete"] else "FAILED",
+                description=_question(study),
+            )
+        if reason := study.stopped():
+            raise LzsweepError(f"study {study.name} was stopped: {reason}")
+        if not done:
+            raise LzsweepError(
+                f"study {study.name} is not complete; the same command goes on with it"
+            )
+        if not counts["complete"]:
+            raise LzsweepError(f"no trial of study {study.name} completed")
+
+    def _say(self, text: str) -> None:
+        self._console.print(text, soft_wrap=True, markup=False)
+
+
+def _budget(n_trials: int | None, space: Space) -> int:
+    if not space.is_grid:
+        return n_trials or N_TRIALS
+    return min(n_trials or space.grid_size(), space.grid_size())
+
+
+def _fingerprint(space: Space, base: Mapping[str, Any]) -> str:
+    """A hash of what is swept; where it runs and where it is recorded do not count."""
+    what = {k: v for k, v in base.items() if k not in ("study", "worker", "tracking", "logger")}
+    what["data"] = {k: v for k, v in dict(what.get("data") or {}).items() if k != "cache_dir"}
+    text = json.dumps([dict(space.texts), what], sort_keys=True, default=str)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def _freeze(paths: Sequence[str], target: Path) -> tuple[str, ...]:
+    """Copy the config trees into the study's folder, once; workers compose from there alone."""
+    if not target.exists():
+        aside = target.with_name(f".conf-{os.getpid()}")
+        for n, path in enumerate(paths):
+            if path.startswith("file://"):
+                shutil.copytree(path.removeprefix("file://"), aside / str(n))
+        try:
+            aside.rename(target)
+        except OSError:  # another controller was faster
+            shutil.rmtree(aside)
+    return tuple(
+        f"file://{target / str(n)}" if path.startswith("file://") else path
+        for n, path in enumerate(paths)
+    )
+
+
+def _question(study: Study) -> str:
+    record = study.record
+    space = " ".join(f"{k}={v}" for k, v in record.space.items()) or "one point"
+    wanted = ", ".join(f"{d} {m}" for d, m in zip(record.directions, record.metrics, strict=True))
+    return f"{wanted} over {space}"
+
+
+def _how_to_look(study: Study) -> str:
+    uri = study.record.tracking_uri
+    if uri.startswith("sqlite"):
+        return f"compare the runs: mlflow ui --backend-store-uri {uri}"
+    return f"compare the runs: {uri} (experiment, then the row {study.name})"
+
+
+def _shown(path: Path) -> str:
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
+
+
+def _quoted(text: str) -> str:
+    return QuotedString(text, Quote.single).with_quotes()

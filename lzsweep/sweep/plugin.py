@@ -1,0 +1,34 @@
+"""The Hydra sweeper `pull`: hands workers to the launcher, not trials.
+
+Hydra imports every plug-in at each start, so this module imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
+
+
+class PullSweeper(Sweeper):
+    """Opens or joins a study and launches `worker.count` workers that pull its trials."""
+
+    def __init__(self, sampler: DictConfig, pruner: DictConfig) -> None:
+        self.sampler = sampler
+        self.pruner = pruner
+
+    def setup(
+        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
+    ) -> None:
+        self.hydra_context = hydra_context
+        self.task_function = task_function
+        self.config = config
+
+    def sweep(self, arguments: list[str]) -> Any:
+        from lzsweep.sweep.controller import Controller
+
+        assert self.hydra_context is not None
+        assert self.config is not None
+        return Controller(self.config, self.hydra_context, self.task_function).run(arguments)

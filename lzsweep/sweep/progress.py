@@ -1,0 +1,120 @@
+"""Progress of a study in the terminal: a live table, or plain lines where there is no terminal."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from lzsweep.sweep.report import count_states, show_params, show_seconds, trial_table
+from lzsweep.sweep.storage import DATABASE_ERRORS
+from lzsweep.sweep.study import Study, Trial
+
+REFRESH_S = 1.0
+
+
+@contextmanager
+def show_progress(study: Study, console: Console) -> Iterator[None]:
+    """Show how a study goes, from a thread, while the body runs."""
+    view = _Live(study, console) if console.is_terminal else _Lines(study, console)
+    done = threading.Event()
+
+    def loop() -> None:
+        while not done.wait(REFRESH_S):
+            try:
+                view.update(study.trials())
+            except DATABASE_ERRORS:
+                continue  # the workers say so; the next look may succeed
+
+    thread = threading.Thread(target=loop, name="progress", daemon=True)
+    with view:
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+            view.update(study.trials())
+
+
+class _Lines:
+    """One line when a trial starts, one when it ends."""
+
+    def __init__(self, study: Study, console: Console) -> None:
+        self._study = study
+        self._console = console
+        self._shown = {(t.number, t.attempt): t.state for t in study.trials()}
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+    def update(self, trials: list[Trial]) -> None:
+        for trial in trials:
+            before = self._shown.get((trial.number, trial.attempt))
+            if before != trial.state and trial.state != "waiting":
+                self._shown[(trial.number, trial.attempt)] = trial.state
+                self._console.print(self._line(trial, trials), soft_wrap=True, highlight=False)
+
+    def _line(self, trial: Trial, trials: list[Trial]) -> str:
+        head = f"#{trial.number} {trial.state}: {show_params(trial.params)}"
+        if trial.state == "running":
+            return head if trial.attempt == 1 else f"{head} (attempt {trial.attempt})"
+        metrics = self._study.record.metrics
+        values = "".join(
+            f" {m}={v:.4f}" for m, v in zip(metrics, trial.values or (), strict=False)
+        )
+        reason = f" ({trial.reason.splitlines()[0]})" if trial.reason else ""
+        took = f" in {show_seconds(trial.train_s)}" if trial.train_s else ""
+        n_done = sum(t.is_finished for t in trials)
+        return f"{head}{values}{took}{reason} [{n_done}/{self._study.n_trials}]"
+
+
+class _Live(Live):
+    """The table, a bar with the time left, and the best so far."""
+
+    def __init__(self, study: Study, console: Console) -> None:
+        self._study = study
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("trials, left"),
+            TimeRemainingColumn(),
+            console=console,
+        )
+        self._task = self._bar.add_task(study.name, total=study.n_trials)
+        super().__init__(console=console, refresh_per_second=4, transient=False)
+        self.update(study.trials())
+
+    def update(self, renderable: object, *, refresh: bool = False) -> None:
+        """Take over a new state of the trials."""
+        if isinstance(renderable, list):
+            renderable = self._render(renderable)
+        super().update(renderable, refresh=refresh)  # type: ignore[arg-type]
+
+    def _render(self, trials: list[Trial]) -> RenderableType:
+        counts = count_states(trials)
+        n_done = counts["complete"] + counts["pruned"] + counts["failed"]
+        self._bar.update(self._task, completed=n_done, total=self._study.n_trials)
+        n_rows = max(3, self.console.height - 5)
+        return Group(
+            trial_table(self._study, trials, n_rows), self._bar, Text(self._best(), style="bold")
+        )
+
+    def _best(self) -> str:
+        best = self._study.best()
+        if not best:
+            return "no complete trial yet; the first one waits for imports of about 20 s"
+        if len(self._study.record.metrics) > 1:
+            return f"Pareto front: {', '.join(f'#{t.number}' for t in best)}"
+        value = (best[0].values or (float("nan"),))[0]
+        metric = self._study.record.metrics[0]
+        return f"best: #{best[0].number} {metric}={value:.4f} {show_params(best[0].params)}"

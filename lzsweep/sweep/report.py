@@ -1,0 +1,220 @@
+"""What a study found: its status as data, as tables, as a summary, and `best.yaml`."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
+from rich.table import Table
+
+from lzsweep.config import make_loader
+from lzsweep.sweep.space import to_overrides
+from lzsweep.sweep.study import STATES, Study, Trial
+from lzsweep.tracking.outbox import run_id_of
+
+BARS = "▁▂▃▄▅▆▇█"
+STYLES = {
+    "complete": "green",
+    "pruned": "yellow",
+    "failed": "red",
+    "running": "cyan",
+    "waiting": "dim",
+}
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
+        file.write(text)
+    Path(file.name).chmod(0o644)
+    Path(file.name).replace(path)
+
+
+def describe(study: Study) -> dict[str, Any]:
+    """A study as plain data: the JSON of `lzsweep status`, counted by trial."""
+    record = study.record
+    trials = study.trials()
+    return {
+        "study": study.name,
+        "n_trials": study.n_trials,
+        "states": count_states(trials),
+        "trials": [_describe_trial(t, Path(record.folder)) for t in trials],
+        "best": describe_best(study),
+    }
+
+
+def describe_best(study: Study) -> dict[str, Any] | list[dict[str, Any]] | None:
+    """The best trial; a list of them, the Pareto front, for several objectives."""
+    folder = Path(study.record.folder)
+    best = [_describe_trial(t, folder) for t in study.best()]
+    if len(study.record.metrics) > 1:
+        return best
+    return best[0] if best else None
+
+
+def count_states(trials: Sequence[Trial]) -> dict[str, int]:
+    return {state: sum(t.state == state for t in trials) for state in STATES}
+
+
+def _describe_trial(trial: Trial, folder: Path) -> dict[str, Any]:
+    own = folder / str(trial.number)
+    return {
+        "number": trial.number,
+        "state": trial.state,
+        "params": dict(trial.params),
+        "values": list(trial.values) if trial.values else None,
+        "run_id": trial.run_id or run_id_of(own),
+        "folder": str(own),
+        "reason": trial.reason,
+    }
+
+
+def trial_table(study: Study, trials: Sequence[Trial], n_rows: int | None = None) -> Table:
+    """The trials as a table; with `n_rows` the running ones and the latest others."""
+    record = study.record
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("#", justify="right")
+    table.add_column("state")
+    for name in record.space:
+        table.add_column(name)
+    for metric in record.metrics:
+        table.add_column(metric, justify="right")
+    table.add_column("curve")
+    table.add_column("time", justify="right")
+    table.add_column("", overflow="ellipsis", no_wrap=True)
+    shown = _latest(trials, n_rows) if n_rows else trials
+    best = {t.number for t in study.best()}
+    signs = [1 if d == "minimize" else -1 for d in record.directions]
+    for trial in shown:
+        values = trial.values or _best_so_far(trial, signs)
+        cells = [f"{v:.4f}" for v in values] or [""]
+        note = "best" if trial.number in best else trial.reason.splitlines()[0:1]
+        table.add_row(
+            f"{trial.number}",
+            f"[{STYLES[trial.state]}]{trial.state}[/]",
+            *(show_value(trial.params.get(name, "")) for name in record.space),
+            *cells,
+            *[""] * (len(record.metrics) - len(cells)),
+            sparkline(list(trial.curve.values())),
+            show_seconds(_seconds(trial)),
+            note if isinstance(note, str) else "".join(note),
+        )
+    return table
+
+
+def _latest(trials: Sequence[Trial], n_rows: int) -> list[Trial]:
+    running = [t for t in trials if t.state == "running"]
+    others = [t for t in trials if t.state not in ("running", "waiting")]
+    waiting = [t for t in trials if t.state == "waiting"][:2]
+    n_others = max(1, n_rows - len(running) - len(waiting))
+    return sorted([*running, *others[-n_others:], *waiting], key=lambda t: t.number)
+
+
+def _best_so_far(trial: Trial, signs: Sequence[int]) -> list[float]:
+    if len(signs) > 1 or not trial.curve:
+        return []
+    return [min(trial.curve.values(), key=lambda v: signs[0] * v)]
+
+
+def _seconds(trial: Trial) -> float | None:
+    if trial.started is None or trial.state == "waiting":
+        return None
+    return ((trial.finished or datetime.now()) - trial.started).total_seconds()
+
+
+def sparkline(values: Sequence[float], width: int = 16) -> str:
+    """A curve in one cell: the last `width` values between their lowest and highest."""
+    last = [v for v in values[-width:] if v == v]
+    if not last:
+        return ""
+    low, span = min(last), (max(last) - min(last)) or 1.0
+    return "".join(BARS[int((v - low) / span * (len(BARS) - 1))] for v in last)
+
+
+def show_value(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def show_seconds(seconds: float | None) -> str:
+    if seconds is None:
+        return ""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def show_params(params: Mapping[str, object]) -> str:
+    return " ".join(f"{k}={show_value(v)}" for k, v in params.items())
+
+
+def overhead_s(trials: Sequence[Trial]) -> float | None:
+    """Seconds a trial that no training filled.
+
+    (slots x wall time since the first trial began - training time) / trials, over the trials of
+    which the training time is known; None when there is none.
+    """
+    done = [t for t in trials if t.train_s is not None and t.started and t.finished]
+    if not done:
+        return None
+    slots = {t.worker for t in done}
+    began = min(t.started for t in done if t.started)
+    ended = max(t.finished for t in done if t.finished)
+    train_s = sum(t.train_s or 0.0 for t in done)
+    return (len(slots) * (ended - began).total_seconds() - train_s) / len(done)
+
+
+def write_best(study: Study) -> Path | None:
+    """Write `FOLDER/best/best.yaml`, a config that trains the best trial again.
+
+    For several objectives it is the front's trial that is best in the first.
+    """
+    best = study.best()
+    if not best:
+        return None
+    record = study.record
+    sign = 1 if record.directions[0] == "minimize" else -1
+    trial = min(best, key=lambda t: sign * (t.values or (0.0,))[0])
+    values = ", ".join(
+        f"{m}={v:.6g}" for m, v in zip(record.metrics, trial.values or (), strict=True)
+    )
+    overrides = [*record.fixed, *to_overrides(trial.params)]
+    config, extra = _as_config(overrides, make_loader(record.conf))
+    path = Path(record.folder) / "best" / "best.yaml"
+    write_text(
+        path,
+        "# @package _global_\n"
+        f"# Trial {trial.number} of study {study.name}: {values}.\n"
+        f"# Train it again:  {train_command(path, extra)}\n"
+        f"{OmegaConf.to_yaml(OmegaConf.create(config))}",
+    )
+    return path
+
+
+def train_command(path: Path, extra: Sequence[str] = ()) -> str:
+    """The command that trains a `best.yaml`."""
+    return " ".join(["lzsweep", "--config-dir", str(path.parent.parent), "+best=best", *extra])
+
+
+def _as_config(overrides: Sequence[str], loader: ConfigLoader) -> tuple[dict[str, Any], list[str]]:
+    """Overrides as a config: group choices in its defaults list, values below; the rest back."""
+    defaults: list[dict[str, str]] = []
+    values = OmegaConf.create({})
+    extra: list[str] = []
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        key = override.key_or_group
+        if override.is_delete() or override.is_add():
+            extra.append(str(override.input_line))  # a config cannot say these
+        elif loader.get_group_options(key):
+            defaults.append({f"override /{key}": str(override.value())})
+        else:
+            OmegaConf.update(values, key, override.value(), force_add=True)
+    plain = OmegaConf.to_container(values)
+    assert isinstance(plain, dict)
+    return {"defaults": defaults, **plain}, extra

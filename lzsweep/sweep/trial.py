@@ -1,0 +1,187 @@
+"""One trial's process: trains with Lightning and knows nothing of Optuna, databases or MLflow.
+
+It is forked from the forkserver and talks to its worker over one pipe:
+
+    to the worker   Started | Report(step, values) | End(kind, ...)
+    from it         "go on" | "prune" | "stop"     ("stop": checkpoint, then end)
+
+The end of the pipe means that the worker is dead; the process then ends at once, because another
+worker will take the trial up. The exclusive lock on the folder keeps two attempts apart.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, Literal
+
+import filelock
+
+from lzsweep.errors import LzsweepError
+
+LOG_NAME = "trial.log"
+
+Word = Literal["go on", "prune", "stop"]
+
+
+@dataclass(frozen=True)
+class Spec:
+    """All that a trial's process is told.
+
+    Attributes:
+        config: the composed configuration, plain and resolved.
+        folder: where the log, the journal and the checkpoints go.
+        metrics: names of the objectives, the first of which chooses the best checkpoint.
+        directions: `minimize` or `maximize`, one a metric.
+        device: what CUDA_VISIBLE_DEVICES is to be; None leaves it, "" hides all.
+        threads: CPU threads that torch may use; 0 leaves the number to torch.
+    """
+
+    config: Mapping[str, Any]
+    folder: str
+    metrics: Sequence[str]
+    directions: Sequence[str]
+    device: str | None
+    threads: int
+
+
+@dataclass(frozen=True)
+class Started:
+    """The folder's lock is held and training begins."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """The objectives after a validation; `step` counts epochs from 1."""
+
+    step: int
+    values: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class End:
+    """The last word of a trial's process, unless it dies."""
+
+    kind: Literal["complete", "pruned", "infeasible", "error", "stopped", "killed"]
+    values: tuple[float, ...] | None
+    reason: str
+    train_s: float
+    checkpoint: str | None
+
+
+class Pruned(Exception):
+    """The worker said that this trial is not worth going on with."""
+
+
+class Stopped(Exception):
+    """The worker asked for a checkpoint and the end; somebody will go on from it."""
+
+
+class Link:
+    """The trial's end of the pipe: reports block for the answer, a stop comes at any time."""
+
+    def __init__(self, pipe: Connection) -> None:
+        self._pipe = pipe
+        self._answers: list[Word] = []
+        self._answered = threading.Condition()
+        self.stopping = False
+        threading.Thread(target=self._listen, name="link", daemon=True).start()
+
+    def _listen(self) -> None:
+        while True:
+            try:
+                word: Word = self._pipe.recv()
+            except (EOFError, OSError):
+                os._exit(1)  # The worker is dead: nobody may write to the folder any more.
+            with self._answered:
+                if word == "stop":
+                    self.stopping = True
+                else:
+                    self._answers.append(word)
+                self._answered.notify()
+
+    def send(self, message: Started | Report | End) -> None:
+        self._pipe.send(message)
+
+    def ask(self, report: Report) -> Word:
+        """Report and wait for what to do."""
+        self.send(report)
+        with self._answered:
+            self._answered.wait_for(lambda: self._answers)
+            return self._answers.pop(0)
+
+
+def run_trial(spec: Spec, pipe: Connection) -> None:
+    """Train one attempt; runs in a child of the forkserver."""
+    folder = Path(spec.folder)
+    _take_over_output(folder / LOG_NAME)
+    link = Link(pipe)
+    with filelock.FileLock(folder / "lock"):
+        link.send(Started())
+        began = time.monotonic()
+        end = _train(spec, folder, link, began)
+        link.send(end)
+    sys.stdout.flush()
+    sys.stderr.flush()
+
+
+def _train(spec: Spec, folder: Path, link: Link, began: float) -> End:
+    # Lightning is imported by the forkserver; here the names are only looked up.
+    import torch
+    from pytorch_lightning.plugins.environments import LightningEnvironment
+
+    from lzsweep.sweep.judge import Judge
+    from lzsweep.train.fit import train
+    from lzsweep.train.module import NonFiniteLossError
+
+    if spec.device is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = spec.device
+    if spec.threads:
+        torch.set_num_threads(spec.threads)
+    judge = Judge(spec.metrics, spec.directions, link)
+
+    def end(kind: Any, reason: str = "", values: tuple[float, ...] | None = None) -> End:
+        train_s = time.monotonic() - began
+        return End(kind, values, reason, train_s, judge.checkpoint)
+
+    try:
+        metrics = train(
+            spec.config, folder=folder, callbacks=[judge], plugins=[LightningEnvironment()]
+        )
+        return end("complete", values=judge.objective(metrics))
+    except Pruned:
+        return end("pruned", "worse than the others at this step")
+    except Stopped:
+        return end("stopped")
+    except (NonFiniteLossError, torch.cuda.OutOfMemoryError, MemoryError) as error:
+        return end("infeasible", _short(error))
+    except LzsweepError as error:
+        return end("error", str(error))
+    except Exception as error:  # recorded by the worker as this trial's failure
+        traceback.print_exc()
+        return end("error", _short(error))
+
+
+def _short(error: BaseException) -> str:
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    text = str(error).strip().splitlines()[:1] or [""]
+    return f"{type(error).__name__}: {text[0]} ({Path(frame.filename).name}:{frame.lineno})"
+
+
+def _take_over_output(log: Path) -> None:
+    log.parent.mkdir(parents=True, exist_ok=True)
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    os.close(file)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")

@@ -1,0 +1,320 @@
+"""A worker: pulls trials from the study and trains them, one in each of its slots.
+
+It runs as a Hydra job, on this machine or on a node of a cluster. It owns its loop (claim, train,
+tell), beats for its trials, takes up trials whose worker died, and stays until nothing of the
+study is running or waiting, because else nobody would notice the last node die.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from multiprocessing import forkserver
+from pathlib import Path
+from types import FrameType
+from typing import Any, TypeVar
+
+import tenacity
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from lzsweep.config import compose, make_loader
+from lzsweep.sweep.attempt import Attempt
+from lzsweep.sweep.report import write_text
+from lzsweep.sweep.slots import Slot, find_slots
+from lzsweep.sweep.space import parse_space, to_overrides
+from lzsweep.sweep.storage import DATABASE_ERRORS, first_line
+from lzsweep.sweep.study import Claim, Ending, Study, Trial, TrialLost, open_study
+from lzsweep.sweep.trial import End, Report, Spec, Word
+from lzsweep.tracking.delivery import Sender
+from lzsweep.tracking.journal import Journal
+from lzsweep.tracking.outbox import run_id_of
+from lzsweep.tracking.runs import code_version
+from lzsweep.tracking.system import SystemSampler
+
+IDLE_S = 0.5
+"""Time between two looks for something to claim."""
+WATCH_S = 5.0
+"""Time between two heartbeats, and between two looks for lost workers."""
+DATABASE_PATIENCE_S = 3600.0
+"""Time a worker waits for a lost database before it gives up."""
+DELIVERY_S = 60.0
+"""Time a worker gives MLflow at its end before it leaves the rest to `lzsweep sync`."""
+
+_logger = logging.getLogger(__name__)
+_T = TypeVar("_T")
+
+
+def start_forkserver() -> None:
+    """Start importing torch and Lightning in the process that trials are forked from.
+
+    Returns at once; the imports take their tens of seconds beside whatever comes next.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["lzsweep.sweep.preload"])
+    forkserver.ensure_running()
+
+
+def join(cfg: DictConfig) -> None:
+    """Be a worker of the study `cfg.worker.join` until it is done or stopped."""
+    start_forkserver()
+    study = open_study(cfg.study.storage, cfg.worker.join)
+    sweeper = HydraConfig.get().sweeper
+    study.set_deciders(make_sampler(sweeper.sampler), make_pruner(sweeper.pruner))
+    Worker(study, cfg).run()
+
+
+def make_sampler(node: DictConfig) -> Any:
+    """Optuna's sampler of a `hydra/sweeper/sampler` option."""
+    plain = OmegaConf.to_container(node, resolve=True)
+    assert isinstance(plain, dict)
+    if plain["_target_"] == "optuna.samplers.GridSampler":
+        # The grid is queued, each point once; nothing is left to sample.
+        return instantiate({"_target_": "optuna.samplers.RandomSampler"})
+    return instantiate(plain)
+
+
+def make_pruner(node: DictConfig) -> Any:
+    """Optuna's pruner of a `hydra/sweeper/pruner` option."""
+    return instantiate(OmegaConf.to_container(node, resolve=True))
+
+
+class Worker:
+    """Trains trials in one thread a slot; the main thread beats, watches and takes signals."""
+
+    def __init__(self, study: Study, cfg: DictConfig) -> None:
+        self._study = study
+        self._record = study.record
+        self._cfg = cfg
+        self._name = f"{socket.gethostname()}:{os.getpid()}"
+        self._folder = Path(self._record.folder)
+        self._loader = make_loader(self._record.conf)
+        texts, fixed = self._record.space, self._record.fixed
+        self._space = parse_space(fixed, texts, self._loader)
+        self._slots = find_slots(str(cfg.worker.slots), cfg.worker.slots_per_device)
+        self._sender = Sender(cfg.tracking.uri)
+        self._sampler = SystemSampler(interval_s=cfg.tracking.system_metrics_s)
+        self._lock = threading.Lock()
+        self._rows: dict[int, int] = {}  # slot -> row of the attempt that it trains
+        self._composing = threading.Lock()
+        self._stopping = threading.Event()
+
+    def run(self) -> None:
+        """Work until the study is done or stopped, or a signal says so."""
+        threads = [
+            threading.Thread(target=self._fill, args=(slot,), name=f"slot {slot.number}")
+            for slot in self._slots
+        ]
+        with self._signals():
+            for thread in threads:
+                thread.start()
+            while any(thread.is_alive() for thread in threads):
+                self._watch()
+                for thread in threads:
+                    thread.join(WATCH_S / len(threads))
+        self._sampler.close()
+        if undelivered := self._sender.close(DELIVERY_S):
+            _logger.warning(
+                "MLflow did not take everything of %d runs; deliver it with `lzsweep sync`",
+                len(undelivered),
+            )
+
+    def _fill(self, slot: Slot) -> None:
+        """One slot's life: claim and train until there is nothing left to wait for."""
+        while not self._stopping.is_set():
+            claim = self._patiently(self._study.claim, self._space, f"{self._name}/{slot.number}")
+            if claim is not None:
+                self._train(claim, slot)
+            elif self._patiently(self._study.stopped) or self._patiently(self._study.is_done):
+                return
+            else:
+                self._stopping.wait(IDLE_S)
+
+    def _train(self, claim: Claim, slot: Slot) -> None:
+        trial = claim.trial
+        folder = self._folder / str(trial.number)
+        try:
+            config = self._compose(trial)
+        except (HydraException, OmegaConfBaseException) as error:
+            self._patiently(self._study.tell, claim, "error", reason=str(error))
+            return
+        with Journal(folder) as journal:
+            self._start_run(journal, trial, config)
+            try:
+                end = self._follow(claim, slot, folder, config)
+                self._finish(claim, end, journal)
+            except TrialLost as error:
+                _logger.warning("%s; its process here was ended", error)
+
+    def _compose(self, trial: Trial) -> dict[str, Any]:
+        with self._composing:  # Hydra's registries are not made for threads
+            overrides = [*self._record.fixed, *to_overrides(trial.params)]
+            return compose(self._loader, overrides, self._record.config_name)
+
+    def _start_run(self, journal: Journal, trial: Trial, config: dict[str, Any]) -> None:
+        journal.start(
+            experiment=self._cfg.tracking.experiment,
+            name=run_name(trial),
+            params=trial.params,
+            tags={
+                **code_version(),
+                "lzsweep.study": self._study.name,
+                "lzsweep.trial": str(trial.number),
+                "lzsweep.attempt": str(trial.attempt),
+                "lzsweep.worker": self._name,
+                "lzsweep.folder": str(journal.folder),
+            },
+            parent_run_id=self._record.parent_run_id,
+        )
+        if trial.attempt == 1:
+            path = journal.folder / "config.yaml"
+            write_text(path, OmegaConf.to_yaml(OmegaConf.create(config)))
+            journal.artifact(path.name)
+        self._sender.add(journal.folder)
+
+    def _follow(self, claim: Claim, slot: Slot, folder: Path, config: dict[str, Any]) -> End:
+        record = self._record
+
+        def answer(report: Report) -> Word:
+            if len(report.values) > 1:
+                return "go on"
+            is_bad = self._patiently(self._study.report, claim, report.step, report.values[0])
+            return "prune" if is_bad else "go on"
+
+        attempt = Attempt(
+            Spec(
+                config,
+                str(folder),
+                record.metrics,
+                record.directions,
+                slot.device,
+                slot.threads,
+            )
+        )
+        devices = None if slot.device is None else [slot.device]
+        self._sampler.add(folder, pid=attempt.pid, devices=devices)
+        with self._lock:
+            self._rows[slot.number] = claim.row
+        try:
+            return attempt.follow(answer, self._stopping.is_set, self._cfg.worker.trial_timeout)
+        finally:
+            attempt.kill()
+            self._sampler.remove(folder)
+            with self._lock:
+                del self._rows[slot.number]
+
+    def _finish(self, claim: Claim, end: End, journal: Journal) -> None:
+        """Tell the study, then the run, how the attempt ended."""
+        if end.kind in ("stopped", "killed"):
+            reason = end.reason or "its worker was stopped"
+            if self._hand_over(claim.trial, reason, free=end.kind == "stopped"):
+                journal.tags({"lzsweep.reason": reason})
+                return
+            state: Ending = "error"
+        else:
+            state = end.kind  # type: ignore[assignment]  # the two handed over are gone
+            self._patiently(
+                self._study.tell,
+                claim,
+                state,
+                end.values if state == "complete" else None,
+                reason=end.reason,
+                train_s=end.train_s,
+                run_id=run_id_of(journal.folder),
+            )
+        if end.checkpoint and state == "complete":
+            journal.artifact(end.checkpoint, "checkpoints")
+        journal.tags({"lzsweep.state": state, "lzsweep.reason": end.reason})
+        journal.end("FAILED" if state in ("error", "infeasible") else "FINISHED")
+        if state == "error":
+            self._stop_after_same_errors()
+
+    def _hand_over(self, trial: Trial, reason: str, *, free: bool) -> bool:
+        return self._patiently(
+            self._study.retry,
+            trial,
+            reason,
+            max_retries=self._cfg.study.max_retries,
+            free=free,
+        )
+
+    def _stop_after_same_errors(self) -> None:
+        n = self._cfg.study.max_same_errors
+        ended = [t for t in self._patiently(self._study.trials) if t.is_finished]
+        last = sorted(ended, key=lambda t: t.finished or datetime.min)[-n:]
+        reasons = {t.reason for t in last}
+        if len(last) == n and len(reasons) == 1 and all(t.ending == "error" for t in last):
+            self._patiently(self._study.stop, f"the same error {n} times running: {reasons.pop()}")
+
+    def _watch(self) -> None:
+        """Beat for the trials here, take up those whose worker is gone."""
+        with self._lock:
+            rows = list(self._rows.values())
+        try:
+            self._study.beat(rows)
+            for trial in self._study.stale():
+                if self._study.retry(
+                    trial,
+                    f"worker {trial.worker or 'unknown'} was lost",
+                    max_retries=self._cfg.study.max_retries,
+                ):
+                    _logger.warning("trial %d goes on: its worker was lost", trial.number)
+        except DATABASE_ERRORS as error:
+            _logger.warning("the study database does not answer: %s", first_line(error))
+
+    def _patiently(self, call: Callable[..., _T], *args: Any, **kwargs: Any) -> _T:
+        """Call the study, waiting out a lost database."""
+        retrying = tenacity.Retrying(
+            retry=tenacity.retry_if_exception_type(DATABASE_ERRORS),
+            wait=tenacity.wait_random_exponential(max=10),
+            stop=tenacity.stop_after_delay(DATABASE_PATIENCE_S),
+            before_sleep=lambda state: _logger.warning(
+                "the study database does not answer: %s",
+                first_line(state.outcome.exception()) if state.outcome else "",
+            ),
+            reraise=True,
+        )
+        return retrying(call, *args, **kwargs)
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """Stop at the first signal: trials checkpoint and go back. End at once at the second."""
+
+        def handle(number: int, _: FrameType | None) -> None:
+            if self._stopping.is_set():
+                os._exit(1)  # the trials' processes end with their pipes
+            self._stopping.set()
+            name = signal.Signals(number).name
+            print(
+                f"{name}: trials write a checkpoint and go back to the study;"
+                " once more to end at once",
+                file=sys.stderr,
+            )
+
+        before = {n: signal.signal(n, handle) for n in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def run_name(trial: Trial) -> str:
+    """The run's name in MLflow: `#012 big lr=0.0034`."""
+    parts = [str(v) if isinstance(v, str) else f"{k}={_short(v)}" for k, v in trial.params.items()]
+    return " ".join([f"#{trial.number:03d}", *parts])
+
+
+def _short(value: object) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

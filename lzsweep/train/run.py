@@ -1,0 +1,115 @@
+"""One training run: `lzsweep network=small`, and each job of a sweeper that is not ours."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from lzsweep.errors import UserError
+from lzsweep.tracking.client import redact
+from lzsweep.tracking.delivery import Sender
+from lzsweep.tracking.journal import Journal
+from lzsweep.tracking.outbox import run_id_of
+from lzsweep.tracking.runs import check_server, code_version
+from lzsweep.tracking.system import SystemSampler
+
+DELIVERY_S = 60.0
+"""Time MLflow is given at the end before the rest is left to `lzsweep sync`."""
+
+
+
+def run(cfg: DictConfig) -> float | list[float]:
+    """Train once in Hydra's output folder and print what came of it.
+
+    Returns:
+        The objective, or a list of them in the order of the config.
+
+    Raises:
+        UserError: the data is missing, MLflow does not answer, or an objective was never logged.
+    """
+    config = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(config, dict)
+    plain = {str(key): value for key, value in config.items()}
+    hydra = HydraConfig.get()
+    folder = Path(hydra.runtime.output_dir)
+    with _recorded(plain, folder, list(hydra.overrides.task), job=_job(hydra)):
+        from lzsweep.train.fit import train  # torch and Lightning: tens of seconds
+
+        metrics = train(plain, folder=folder)
+    for name in sorted(metrics):
+        print(f"{name:24} {metrics[name]:.4f}")
+    print(f"checkpoints: {folder / 'checkpoints'}")
+    return objective(metrics, plain["objective"])
+
+
+def objective(metrics: Mapping[str, float], wanted: Any) -> float | list[float]:
+    """The objectives among the metrics.
+
+    Raises:
+        UserError: one was never logged.
+    """
+    names = [w["metric"] for w in wanted] if isinstance(wanted, list) else [wanted["metric"]]
+    if missing := [name for name in names if name not in metrics]:
+        raise UserError(
+            f"an objective must be logged by the module, but {', '.join(missing)} never was;"
+            f" logged: {', '.join(sorted(metrics))}; set objective.metric"
+        )
+    values = [metrics[name] for name in names]
+    return values if isinstance(wanted, list) else values[0]
+
+
+def _job(hydra: DictConfig) -> str:
+    return f"#{hydra.job.num:03d} " if hydra.mode == RunMode.MULTIRUN else ""
+
+
+@contextmanager
+def _recorded(
+    config: dict[str, Any], folder: Path, overrides: list[str], job: str
+) -> Iterator[None]:
+    """Record the body as an MLflow run, if the logger is ours: journal, delivery, true status."""
+    tracking = config["tracking"]
+    if not str((config["logger"] or {}).get("_target_")).endswith(".JournalLogger"):
+        yield
+        return
+    check_server(tracking["uri"])
+    sender = Sender(tracking["uri"])
+    sampler = SystemSampler(interval_s=tracking["system_metrics_s"])
+    with Journal(folder) as journal:
+        journal.start(
+            experiment=tracking["experiment"],
+            name=f"{job}{' '.join(overrides)}" or "defaults",
+            params=_params(overrides),
+            tags={**code_version(), "lzsweep.folder": str(folder)},
+        )
+        path = folder / "config.yaml"
+        path.write_text(OmegaConf.to_yaml(OmegaConf.create(config)))
+        journal.artifact(path.name)
+        sender.add(folder)
+        if tracking["system_metrics_s"]:
+            sampler.add(folder)
+        status = "FAILED"
+        try:
+            yield
+            status = "FINISHED"
+        except KeyboardInterrupt:
+            status = "KILLED"
+            raise
+        finally:
+            sampler.close()
+            if status == "FINISHED":
+                journal.artifact("checkpoints/best.ckpt", "checkpoints")
+            journal.end(status)
+            if sender.close(DELIVERY_S):
+                print("MLflow did not take everything: `lzsweep sync` delivers the rest")
+    print(f"run {run_id_of(folder)} at {redact(tracking['uri'])}")
+
+
+def _params(overrides: list[str]) -> dict[str, str]:
+    pairs = (override.lstrip("+").partition("=") for override in overrides)
+    return {key: value for key, equals, value in pairs if equals}

@@ -1,0 +1,221 @@
+"""The study database: claims, the budget, retries, the lock."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from optuna.distributions import CategoricalDistribution, FloatDistribution
+from optuna.pruners import MedianPruner, NopPruner
+from optuna.samplers import RandomSampler
+
+from lzsweep.errors import UserError
+from lzsweep.sweep.space import Space
+from lzsweep.sweep.study import Claim, Record, Study, TrialLost, create_study, open_study
+
+fork = multiprocessing.get_context("fork")
+
+LINE = Space({"x": FloatDistribution(0.0, 1.0)}, (), {"x": "interval(0,1)"}, is_grid=False)
+GRID = Space(
+    {"a": CategoricalDistribution(["p", "q"]), "b": CategoricalDistribution([1, 2, 3])},
+    (),
+    {"a": "p,q", "b": "1,2,3"},
+    is_grid=True,
+)
+
+
+def make_record(fingerprint: str = "f", space: Space = LINE) -> Record:
+    return Record(
+        space=space.texts,
+        fixed=(),
+        fingerprint=fingerprint,
+        metrics=("loss",),
+        directions=("minimize",),
+        folder="/tmp/s",
+        conf=(),
+        config_name="config",
+        tracking_uri="",
+        parent_run_id=None,
+        code={},
+        created=0.0,
+    )
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path / 'study.db'}"
+
+
+def make_study(url: str, n_trials: int = 3, name: str = "s", space: Space = LINE) -> Study:
+    study, _ = create_study(url, name, make_record(space=space), n_trials)
+    study.set_deciders(RandomSampler(seed=1), NopPruner())
+    return study
+
+
+def must_claim(study: Study, space: Space = LINE) -> Claim:
+    claim = study.claim(space, "w")
+    assert claim is not None
+    return claim
+
+
+def in_fork(work: Callable[[], None]) -> int | None:
+    process = fork.Process(target=work)
+    process.start()
+    process.join()
+    return process.exitcode
+
+
+def test_the_budget_is_a_total_however_often_joined(url: str) -> None:
+    for _ in range(2):
+        study = make_study(url, n_trials=2)
+        while claim := study.claim(LINE, "w"):
+            study.tell(claim, "complete", [0.5])
+    assert [t.state for t in study.trials()] == ["complete", "complete"]
+    assert study.is_done()
+    study = make_study(url, n_trials=3)
+    assert not study.is_done()
+    study.tell(must_claim(study), "complete", [0.1])
+    assert study.claim(LINE, "w") is None
+    assert study.best()[0].values == (0.1,)
+
+
+def _work(url: str, n: int) -> None:
+    study = make_study(url, n_trials=n)
+    while claim := study.claim(LINE, f"w{os.getpid()}"):
+        study.report(claim, 1, 0.5)
+        study.tell(claim, "complete", [0.5])
+
+
+def test_processes_that_start_together_keep_the_exact_budget(url: str) -> None:
+    processes = [fork.Process(target=_work, args=(url, 40)) for _ in range(6)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [p.exitcode for p in processes] == [0] * 6
+    trials = open_study(url, "s").trials()
+    assert [t.number for t in trials] == list(range(40))
+    assert {t.state for t in trials} == {"complete"}
+
+
+def test_a_grid_is_queued_once_and_trains_each_point_once(url: str) -> None:
+    for _ in range(2):
+        study = make_study(url, n_trials=6, space=GRID)
+        with study.lock():
+            study.enqueue(list(GRID.grid()), GRID)
+    seen = []
+    while claim := study.claim(GRID, "w"):
+        seen.append(tuple(claim.trial.params.values()))
+        study.tell(claim, "complete", [0.0])
+    assert seen == [("p", 1), ("p", 2), ("p", 3), ("q", 1), ("q", 2), ("q", 3)]
+    assert study.is_done()
+
+
+def test_a_retry_keeps_number_parameters_and_curve(url: str) -> None:
+    study = make_study(url)
+    claim = must_claim(study)
+    study.report(claim, 1, 0.7)
+    assert study.retry(claim.trial, "node lost", max_retries=3)
+    (trial,) = study.trials()
+    assert (trial.number, trial.attempt, trial.state) == (0, 2, "waiting")
+    again = must_claim(study)
+    assert again.trial.number == 0
+    assert again.trial.params == claim.trial.params
+    assert again.trial.curve == {1: 0.7}
+    study.tell(again, "complete", [0.3])
+    (trial,) = study.trials()
+    assert (trial.state, trial.values, trial.attempt) == ("complete", (0.3,), 2)
+
+
+def test_two_who_notice_one_loss_make_one_retry(url: str) -> None:
+    study = make_study(url)
+    trial = must_claim(study).trial
+    assert study.retry(trial, "node lost", max_retries=3)
+    assert open_study(url, "s").retry(trial, "node lost", max_retries=3)
+    assert [t.state for t in study.trials()] == ["waiting"]
+    assert must_claim(study).trial.attempt == 2
+    study.tell(must_claim(study), "complete", [1.0])
+
+
+def test_lost_attempts_end_at_the_limit_but_wanted_ones_are_free(url: str) -> None:
+    study = make_study(url, n_trials=1)
+    for _ in range(5):
+        assert study.retry(must_claim(study).trial, "stopped", max_retries=1, free=True)
+    assert study.retry(must_claim(study).trial, "killed", max_retries=1)
+    assert not study.retry(must_claim(study).trial, "killed", max_retries=1)
+    (trial,) = study.trials()
+    assert trial.state == "failed"
+    assert trial.reason == "killed, 2 times; see study.max_retries"
+    assert study.is_done()
+
+
+def test_an_attempt_that_was_taken_away_is_refused(url: str) -> None:
+    study = make_study(url)
+    claim = must_claim(study)
+    study.retry(claim.trial, "silent", max_retries=3)
+    with pytest.raises(TrialLost, match="trial 0 goes on elsewhere"):
+        study.report(claim, 1, 0.5)
+    with pytest.raises(TrialLost, match="trial 0 goes on elsewhere"):
+        study.tell(claim, "complete", [0.5])
+
+
+def test_the_trial_of_a_killed_worker_is_stale_at_once(url: str) -> None:
+    study = make_study(url)
+
+    def claim_and_die() -> None:
+        must_claim(make_study(url))
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    assert in_fork(claim_and_die) == -signal.SIGKILL
+    mine = must_claim(study)
+    (stale,) = study.stale()
+    assert stale.number == 0
+    assert mine.trial.number == 1
+
+
+def test_infeasible_is_failed_for_people_and_no_teacher_for_the_sampler(url: str) -> None:
+    study = make_study(url)
+    study.tell(must_claim(study), "infeasible", reason="loss is nan at step 3")
+    (trial,) = study.trials()
+    assert (trial.state, trial.reason) == ("failed", "loss is nan at step 3")
+    assert study.best() == []
+
+
+def test_the_pruner_stops_what_is_worse_than_the_median(url: str) -> None:
+    study = make_study(url, n_trials=9)
+    study.set_deciders(RandomSampler(seed=1), MedianPruner(n_startup_trials=2))
+    for value in (0.1, 0.2):
+        claim = must_claim(study)
+        assert not study.report(claim, 1, value)
+        study.tell(claim, "complete", [value])
+    assert study.report(must_claim(study), 1, 0.9)
+
+
+def test_a_stopped_study_hands_out_nothing_until_it_is_started_again(url: str) -> None:
+    study = make_study(url)
+    study.stop("three times the same error")
+    assert study.claim(LINE, "w") is None
+    assert make_study(url).claim(LINE, "w") is not None
+
+
+def test_another_space_under_the_same_name_is_refused(url: str) -> None:
+    make_study(url)
+    with pytest.raises(UserError, match=r"'s' .* sweeps \[x=interval\(0,1\) +for loss\]"):
+        create_study(url, "s", make_record("g"), 3)
+
+
+def test_an_unknown_study_names_the_known_ones(url: str) -> None:
+    make_study(url, name="known")
+    with pytest.raises(UserError, match="has no study 'other'; studies there: known"):
+        open_study(url, "other")
+
+
+def test_a_database_in_no_folder_and_one_that_does_not_answer(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="folder of the study database must exist"):
+        open_study(f"sqlite:///{tmp_path}/no/x.db", "s")
+    with pytest.raises(UserError, match=r"postgresql\+psycopg://me:\*\*\*@127.0.0.1:1/x says"):
+        open_study("postgresql://me:secret@127.0.0.1:1/x", "s")
