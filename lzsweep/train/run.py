@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,17 +11,17 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from lzsweep.config import BEST_CHECKPOINT
 from lzsweep.errors import UserError
 from lzsweep.tracking.client import redact
 from lzsweep.tracking.delivery import Sender
-from lzsweep.tracking.journal import Journal
+from lzsweep.tracking.journal import Journal, Status
 from lzsweep.tracking.outbox import run_id_of
 from lzsweep.tracking.runs import check_server, code_version
 from lzsweep.tracking.system import SystemSampler
 
 DELIVERY_S = 60.0
 """Time MLflow is given at the end before the rest is left to `lzsweep sync`."""
-
 
 
 def run(cfg: DictConfig) -> float | list[float]:
@@ -45,26 +45,27 @@ def run(cfg: DictConfig) -> float | list[float]:
     for name in sorted(metrics):
         print(f"{name:24} {metrics[name]:.4f}")
     print(f"checkpoints: {folder / 'checkpoints'}")
-    return objective(metrics, plain["objective"])
+    wanted = plain["objective"]
+    if isinstance(wanted, list):
+        return list(objectives_of(metrics, [w["metric"] for w in wanted]))
+    return objectives_of(metrics, [wanted["metric"]])[0]
 
 
-def objective(metrics: Mapping[str, float], wanted: Any) -> float | list[float]:
+def objectives_of(metrics: Mapping[str, float], names: Sequence[str]) -> tuple[float, ...]:
     """The objectives among the metrics.
 
     Raises:
         UserError: one was never logged.
     """
-    names = [w["metric"] for w in wanted] if isinstance(wanted, list) else [wanted["metric"]]
     if missing := [name for name in names if name not in metrics]:
         raise UserError(
             f"an objective must be logged by the module, but {', '.join(missing)} never was;"
             f" logged: {', '.join(sorted(metrics))}; set objective.metric"
         )
-    values = [metrics[name] for name in names]
-    return values if isinstance(wanted, list) else values[0]
+    return tuple(metrics[name] for name in names)
 
 
-def _job(hydra: DictConfig) -> str:
+def _job(hydra: Any) -> str:
     return f"#{hydra.job.num:03d} " if hydra.mode == RunMode.MULTIRUN else ""
 
 
@@ -93,7 +94,7 @@ def _recorded(
         sender.add(folder)
         if tracking["system_metrics_s"]:
             sampler.add(folder)
-        status = "FAILED"
+        status: Status = "FAILED"
         try:
             yield
             status = "FINISHED"
@@ -103,7 +104,7 @@ def _recorded(
         finally:
             sampler.close()
             if status == "FINISHED":
-                journal.artifact("checkpoints/best.ckpt", "checkpoints")
+                journal.artifact(BEST_CHECKPOINT, "checkpoints")
             journal.end(status)
             if sender.close(DELIVERY_S):
                 print("MLflow did not take everything: `lzsweep sync` delivers the rest")

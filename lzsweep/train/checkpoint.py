@@ -1,0 +1,105 @@
+"""Checkpoints of a training: the last state and the best one, never half-written."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.callbacks import Checkpoint
+
+FOLDER = "checkpoints"
+LAST = "last.ckpt"
+BEST = "best.ckpt"
+METRICS_KEY = "lzsweep_metrics"
+
+
+class Checkpoints(Checkpoint):
+    """Writes `last.ckpt` at the end of every validation and of training, `best.ckpt` with it.
+
+    Lightning's own ModelCheckpoint writes `last` only when there is a new best, so a training
+    could not resume from its last validation. A checkpoint is written aside and renamed; best is
+    a second name of the same file where the file system has hard links. It is best by the first
+    objective; training that never validates has only a last one.
+
+    Args:
+        folder: the run's folder.
+        metric: decides what is best.
+        direction: "minimize" or "maximize".
+    """
+
+    def __init__(self, folder: Path, metric: str, direction: str) -> None:
+        self.last = folder / FOLDER / LAST
+        self.best = folder / FOLDER / BEST
+        self._metric = metric
+        self._sign = -1 if direction == "maximize" else 1
+        self._best_value: float | None = None
+        self._saved_step = -1
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.sanity_checking or trainer.fast_dev_run or trainer.state.fn != "fit":
+            return
+        value = trainer.callback_metrics.get(self._metric)
+        better = value is not None and self._is_better(float(value))
+        if value is not None and better:
+            self._best_value = float(value)
+        self._save(trainer, better=better)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.global_step != self._saved_step and not trainer.fast_dev_run:
+            self.save_last(trainer)
+
+    def save_last(self, trainer: Trainer) -> None:
+        """Write `last.ckpt` now, between two steps: the training resumes right here."""
+        self._save(trainer, better=False)
+
+    def _is_better(self, value: float) -> bool:
+        return self._best_value is None or self._sign * value < self._sign * self._best_value
+
+    def _save(self, trainer: Trainer, *, better: bool) -> None:
+        aside = self.last.with_suffix(".partial")
+        trainer.save_checkpoint(aside)
+        self._saved_step = trainer.global_step
+        if not trainer.is_global_zero:
+            return
+        # Best first: a last that knows of a best must not be there without it.
+        if better:
+            second = self.best.with_suffix(".partial2")
+            second.unlink(missing_ok=True)
+            try:
+                os.link(aside, second)
+            except OSError:
+                shutil.copyfile(aside, second)
+            second.replace(self.best)
+        aside.replace(self.last)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best_value": self._best_value}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._best_value = state_dict["best_value"]
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        checkpoint[METRICS_KEY] = {k: float(v) for k, v in trainer.callback_metrics.items()}
+
+    def resume_path(self) -> Path | None:
+        """Where an earlier attempt of this training left off."""
+        return self.last if self.last.exists() else None
+
+    def best_path(self) -> Path | None:
+        """The best checkpoint; None if there was no validation with the metric."""
+        return self.best if self._best_value is not None else None
+
+    def best_metrics(self) -> dict[str, float]:
+        """All metrics as they stood when the best checkpoint was written; empty without one."""
+        path = self.best_path()
+        if path is None:
+            return {}
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        metrics: dict[str, float] = checkpoint[METRICS_KEY]
+        return metrics

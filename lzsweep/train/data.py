@@ -1,0 +1,300 @@
+"""The training data: batches of packed positions from a store, decoded where they are needed.
+
+A batch is made in three steps. `EpochOrder` picks positions and symmetries: a pure function of
+seed and epoch, of which each device gets its part. `gather` collects their packed rows, from the
+mapped file or, with `device_resident`, from the device's memory. `Decoder` unpacks them after the
+transfer. Only training is shuffled and turned; validation and test keep one order.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from lzsweep.errors import DataError
+from lzsweep.go.board import BOARD_SIZE
+from lzsweep.train.decode import (
+    HISTORY,
+    HISTORY_SHIFT,
+    N_PLANES,
+    N_SYMMETRIES,
+    STONE_PLANES,
+    STONES_BYTES,
+    WHITE_TO_MOVE,
+    Batch,
+    Decoder,
+    Packed,
+)
+from lzsweep.train.store import Paths, Store, ensure_store
+
+
+class Pick(NamedTuple):
+    """Which positions make a batch, and how each is turned; B positions."""
+
+    position: Tensor  # int64 [B]
+    symmetry: Tensor  # uint8 [B], ascending
+    bounds: tuple[int, ...]  # symmetry s owns positions bounds[s]:bounds[s + 1]
+
+
+class Rows(NamedTuple):
+    """A store's columns as tensors. Torch lacks unsigned types, so these are signed views."""
+
+    stones: Tensor  # uint8 [2 F, 46]: black's and white's stones of each frame
+    position_frame: Tensor  # int32 [P]
+    move: Tensor  # int16 [P]
+    flags: Tensor  # uint8 [P]
+
+    @classmethod
+    def of(cls, store: Store, device: torch.device | str = "cpu") -> Rows:
+        columns = (
+            store.frames.reshape(-1, STONES_BYTES),
+            store.position_frame.view(np.int32),
+            store.move.view(np.int16),
+            store.flags,
+        )
+        with warnings.catch_warnings():
+            # The mapped file is read-only, and so is what we do with the tensors.
+            warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+            return cls(*(torch.from_numpy(column).to(device) for column in columns))
+
+
+def gather(rows: Rows, pick: Pick) -> Packed:
+    """Collect the packed rows of a batch: each position's frame and its history."""
+    flags = rows.flags[pick.position]
+    frame = rows.position_frame[pick.position].to(torch.int64) & 0xFFFFFFFF
+    age = torch.arange(HISTORY, device=flags.device)
+    # Before the game began the board was empty, as frame 0 is.
+    frames = torch.where(age <= (flags >> HISTORY_SHIFT)[:, None], frame[:, None] - age, 0)
+    own = (flags & WHITE_TO_MOVE).to(torch.int64)
+    colours = torch.stack([own, 1 - own], 1)
+    wanted = frames[:, None, :] * 2 + colours[:, :, None]
+    stones = rows.stones.index_select(0, wanted.view(-1))
+    move = rows.move[pick.position].to(torch.int64) & 0xFFFF
+    stones = stones.view(-1, STONE_PLANES, STONES_BYTES)
+    return Packed(stones, flags, move, pick.symmetry, pick.bounds)
+
+
+class EpochOrder(Sampler[Pick]):
+    """The batches of an epoch, in order.
+
+    Args:
+        positions: `[n]` positions of the split.
+        batch_size: positions a batch on each device; of the last one what is left, but when
+            shuffling an incomplete batch is left out, so that all steps weigh the same.
+        seed: with the epoch, decides order and symmetries.
+        shuffle: draw a new order each epoch.
+        augment: draw one of the eight symmetries for each position.
+        rank: which of `world_size` devices this is; they share each step's positions.
+        world_size: number of devices.
+    """
+
+    def __init__(
+        self,
+        positions: NDArray[np.int64],
+        batch_size: int,
+        *,
+        seed: int = 0,
+        shuffle: bool = False,
+        augment: bool = False,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self._positions = positions
+        self._stride = batch_size * world_size
+        self._part = slice(rank * batch_size, (rank + 1) * batch_size)
+        self._seed = seed
+        self._shuffle = shuffle
+        self._augment = augment
+        self.epoch = 0
+        self.start = 0
+
+    def __len__(self) -> int:
+        n = len(self._positions)
+        return max(1, n // self._stride) if self._shuffle else -(-n // self._stride)
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[Pick]:
+        rng = np.random.default_rng([self._seed, self.epoch])
+        order = rng.permutation(self._positions) if self._shuffle else self._positions
+        symmetry = np.zeros(len(order), np.uint8)
+        if self._augment:
+            symmetry = rng.integers(0, N_SYMMETRIES, len(order), np.uint8)
+        for i in range(self.start, len(self)):
+            step = slice(i * self._stride, (i + 1) * self._stride)
+            yield _pick(order[step][self._part], symmetry[step][self._part])
+
+
+def _pick(position: NDArray[np.int64], symmetry: NDArray[np.uint8]) -> Pick:
+    # The positions are in random order, so sorting their symmetries costs no randomness.
+    symmetry = np.sort(symmetry)
+    bounds = np.searchsorted(symmetry, np.arange(N_SYMMETRIES + 1))
+    return Pick(torch.from_numpy(position), torch.from_numpy(symmetry), tuple(bounds.tolist()))
+
+
+class _PackedPositions(Dataset[Packed]):
+    """Gathers where the data loader runs."""
+
+    def __init__(self, rows: Rows) -> None:
+        self._rows = rows
+
+    def __getitem__(self, pick: Pick) -> Packed:
+        return gather(self._rows, pick)
+
+
+class _Picks(Dataset[Pick]):
+    """Leaves the gathering to the device that holds the rows."""
+
+    def __getitem__(self, pick: Pick) -> Pick:
+        return pick
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+class BatchLoader:
+    """A data loader that can stop in the middle of an epoch and go on there.
+
+    Lightning saves `state_dict` with every checkpoint and gives it back before it resumes inside
+    the epoch. It asks for an iterator earlier than it tells the epoch, so `__iter__` looks at
+    both only when the first batch is wanted.
+    """
+
+    def __init__(self, dataset: Dataset[Any], order: EpochOrder, num_workers: int = 0) -> None:
+        self.sampler = order  # Lightning calls its set_epoch
+        self.batch_sampler = None  # and looks for this one
+        self._loader = DataLoader(
+            dataset,
+            batch_size=None,
+            sampler=order,
+            num_workers=num_workers,
+            collate_fn=_as_it_is,
+        )
+        self._n_given = 0
+        self._resume = (-1, 0)  # epoch, batches to leave out
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[Any]:
+        epoch, n_done = self._resume
+        self._resume = (-1, 0)
+        self._n_given = self.sampler.start = n_done if epoch == self.sampler.epoch else 0
+        for batch in self._loader:
+            self._n_given += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        return {"epoch": self.sampler.epoch, "n_given": self._n_given}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self._resume = (state["epoch"], state["n_given"])
+
+
+class GoData(pl.LightningDataModule):
+    """Go games as batches.
+
+    Args:
+        path: SGF file, archive, folder or glob, several of these, a `.store` file, or "bundled".
+        cache_dir: folder of the stores, shared by all trainings of the machine.
+        batch_size: positions a batch on each device.
+        val_fraction: part of the games to validate on.
+        test_fraction: part of the games to test on.
+        augment: turn each training position by a random symmetry.
+        device_resident: keep the store in the device's memory.
+        num_workers: processes that gather batches ahead; none with `device_resident`.
+        seed: decides the order and the symmetries.
+        board_size: must be 19.
+        in_channels: must be 18.
+
+    Raises:
+        DataError: another board size or number of planes than this data has.
+    """
+
+    def __init__(
+        self,
+        path: Paths,
+        cache_dir: Path | str,
+        *,
+        batch_size: int,
+        val_fraction: float = 0.1,
+        test_fraction: float = 0.1,
+        augment: bool = True,
+        device_resident: bool = False,
+        num_workers: int = 0,
+        seed: int = 0,
+        board_size: int = BOARD_SIZE,
+        in_channels: int = N_PLANES,
+    ) -> None:
+        super().__init__()
+        if (board_size, in_channels) != (BOARD_SIZE, N_PLANES):
+            raise DataError(
+                f"Go data has board_size={BOARD_SIZE} and in_channels={N_PLANES}, but "
+                f"data.board_size={board_size} and data.in_channels={in_channels} were asked for."
+            )
+        if batch_size < 1:
+            raise DataError(f"`batch_size >= 1` must hold, but got {batch_size=}.")
+        self._path = path if isinstance(path, str | Path) else list(path)
+        self._cache_dir = cache_dir
+        self.batch_size = batch_size
+        self._fractions = (val_fraction, test_fraction)
+        self._augment = augment
+        self._resident = device_resident
+        self._num_workers = num_workers
+        self._seed = seed
+        self._decode = Decoder()
+        self._splits: dict[str, NDArray[np.int64]] = {}
+
+    def prepare_data(self) -> None:
+        ensure_store(self._path, self._cache_dir)
+
+    def setup(self, stage: str) -> None:
+        if self._splits:
+            return
+        self.store = Store.open(ensure_store(self._path, self._cache_dir))
+        games = self.store.split_games(*self._fractions)
+        self._splits = {name: self.store.positions_of(part) for name, part in games.items()}
+        self._rows = Rows.of(self.store)
+
+    def train_dataloader(self) -> BatchLoader:
+        return self._loader("train", shuffle=True, augment=self._augment)
+
+    def val_dataloader(self) -> BatchLoader:
+        return self._loader("val")
+
+    def test_dataloader(self) -> BatchLoader:
+        return self._loader("test")
+
+    def _loader(self, split: str, *, shuffle: bool = False, augment: bool = False) -> BatchLoader:
+        trainer = self.trainer
+        if self._resident and trainer is not None:
+            device = trainer.strategy.root_device
+            if self._rows.stones.device != device:
+                self._rows = Rows.of(self.store, device)
+        order = EpochOrder(
+            self._splits[split],
+            self.batch_size,
+            seed=self._seed,
+            shuffle=shuffle,
+            augment=augment,
+            rank=trainer.global_rank if trainer else 0,
+            world_size=trainer.world_size if trainer else 1,
+        )
+        if self._resident:
+            return BatchLoader(_Picks(), order)
+        return BatchLoader(_PackedPositions(self._rows), order, self._num_workers)
+
+    def on_after_batch_transfer(self, batch: Packed | Pick, dataloader_idx: int) -> Batch:
+        packed = gather(self._rows, batch) if isinstance(batch, Pick) else batch
+        return self._decode(packed)

@@ -1,0 +1,73 @@
+"""The training script: instantiate, fit, test, return the metrics.
+
+A configuration is plain data with a node for each part; a node's `_target_` names what is built.
+`module` and `data` are any LightningModule and LightningDataModule; ours are `LeelaZero` and
+`GoData`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import hydra.utils
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import Callback
+
+from lzsweep.train.checkpoint import Checkpoints
+from lzsweep.train.precision import resolve_precision
+from lzsweep.train.quiet import quiet
+
+# A configuration is as trusted as the user's own code: it names classes of that code.
+instantiate = partial(
+    hydra.utils.instantiate,
+    _execution_whitelist_=hydra.utils.UNSAFE_DISABLE_EXECUTION_CHECKS,
+    _convert_="all",
+)
+
+
+@quiet()
+def train(
+    cfg: Mapping[str, Any],
+    *,
+    folder: Path,
+    callbacks: Sequence[Callback] = (),
+    plugins: Sequence[Any] = (),
+) -> dict[str, float]:
+    """Train, or go on where `folder` holds the last checkpoint of this training, and test.
+
+    Args:
+        cfg: plain data: seed, precision, objective, data, module, trainer, callbacks, logger.
+        folder: the run's folder, for checkpoints and logs.
+        callbacks: further Lightning callbacks.
+        plugins: Lightning plugins, such as the cluster environment.
+
+    Returns:
+        All metrics: `test/` and `val/` of the best checkpoint, `train/` when it was written.
+    """
+    pl.seed_everything(cfg["seed"], workers=True, verbose=False)
+    precision = resolve_precision(cfg["precision"], cfg["trainer"]["accelerator"])
+    data = instantiate(cfg["data"])
+    module = instantiate(cfg["module"])
+    checkpoints = Checkpoints(folder, **first_objective(cfg["objective"]))
+    extra = [instantiate(node) for node in (cfg["callbacks"] or {}).values()]
+    trainer = instantiate(cfg["trainer"], _partial_=True)(
+        logger=instantiate(cfg["logger"], save_dir=folder) or False,
+        callbacks=[*extra, *callbacks, checkpoints],
+        plugins=[*plugins],
+        precision=precision,
+        default_root_dir=folder,
+    )
+    resume, safe = checkpoints.resume_path(), {"datamodule": data, "weights_only": True}
+    trainer.fit(module, ckpt_path=resume, **safe)
+    metrics = {**trainer.callback_metrics, **checkpoints.best_metrics()}
+    trainer.test(module, ckpt_path=checkpoints.best_path(), verbose=False, **safe)
+    return {name: float(value) for name, value in {**metrics, **trainer.callback_metrics}.items()}
+
+
+def first_objective(objective: Any) -> dict[str, str]:
+    """The objective, or the first of several."""
+    first = objective if isinstance(objective, Mapping) else objective[0]
+    return {"metric": first["metric"], "direction": first["direction"]}

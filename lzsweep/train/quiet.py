@@ -1,0 +1,51 @@
+"""Keeps Lightning's advertisements and known needless warnings out of the output."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+# The loggers of Lightning's own messages to people.
+_LOGGERS = ("pytorch_lightning.utilities.rank_zero", "lightning_fabric.utilities.rank_zero")
+_NEEDLESS_MESSAGES = (
+    "💡 Tip",
+    "GPU available",
+    "TPU available",
+    "HPU available",
+    "Restoring states from the checkpoint",
+    "Restored all states from the checkpoint",
+    "Loading model weights from",
+    "Loaded model weights from",
+)
+_NEEDLESS_WARNINGS = (
+    # Lightning uses what its own torch deprecates.
+    r".*isinstance\(treespec, LeafSpec\)",
+    # The size in the summary, not ours to mend.
+    r".*is not supported by the model summary",
+    # Short trainings are no mistake, and an epoch's end logs too.
+    r".*is smaller than the logging interval",
+    # The schedule is stepped in the right order; Lightning's gradient scaler confuses torch.
+    r".*Detected call of `lr_scheduler.step\(\)` before",
+)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Leave out these messages and warnings, and only these, until the end of the block."""
+    loggers = [logging.getLogger(name) for name in _LOGGERS]
+    for logger in loggers:
+        logger.addFilter(_is_needed)
+    try:
+        with warnings.catch_warnings():
+            for pattern in _NEEDLESS_WARNINGS:
+                warnings.filterwarnings("ignore", pattern)
+            yield
+    finally:
+        for logger in loggers:
+            logger.removeFilter(_is_needed)
+
+
+def _is_needed(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith(_NEEDLESS_MESSAGES)
