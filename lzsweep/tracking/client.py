@@ -166,6 +166,8 @@ def judge(error: Exception) -> Outage | Refused:
     if isinstance(error, MlflowException):
         # A text like this is no answer of MLflow's: nobody answered, or a proxy did.
         foreign = text.startswith("API request")
+        if "Max retries exceeded" in text and "error responses" not in text:
+            return Outage(unreachable(text))
         if error.error_code == "RESOURCE_DOES_NOT_EXIST" and not foreign:
             return Gone(text)
         if (error.error_code in _REFUSALS and not foreign) or "error code 413" in text:
@@ -185,6 +187,22 @@ def _judge_status(status: int, text: str) -> Outage | Refused:
     if 400 <= status < 500 and status not in (408, 429):
         return Refused(text)  # Of a file alone; `outbox` sees whether the server is well.
     return Outage(text)
+
+
+def unreachable(text: str) -> str:
+    """Say in a few words why nothing was heard from a host, from the text of a failed request."""
+    for sign, meaning in (
+        ("Connection refused", "the connection was refused"),
+        ("timed out", "it did not answer in time"),
+        ("Connection aborted", "the connection broke"),
+        ("Name or service not known", "there is no host of that name"),
+        ("No address associated", "there is no host of that name"),
+        ("name resolution", "the host's name cannot be resolved"),
+        ("No route to host", "there is no route to that host"),
+    ):
+        if sign in text:
+            return meaning
+    return text
 
 
 def reason(error: BaseException) -> str:

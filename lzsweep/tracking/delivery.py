@@ -79,7 +79,7 @@ def sync(roots: Iterable[Path | str], uri: str) -> SyncSummary:
             if turn == "done":
                 delivered.append(folder)
             else:
-                left[folder] = "another process is sending it"
+                left[folder] = "it is being sent just now"
         except Blocked as e:
             left[folder] = str(e)
         except Outage as e:

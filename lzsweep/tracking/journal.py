@@ -27,6 +27,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -57,6 +58,11 @@ class Journal:
         self._fd = os.open(self.path, flags, 0o644)
         size = os.fstat(self._fd).st_size
         self._torn = size > 0 and os.pread(self._fd, 1, size - 1) != b"\n"
+        if self._torn:
+            # At once, so that what this journal knows of its past is what everybody reads.
+            with suppress(OSError):
+                os.write(self._fd, b"\n")
+                self._torn = False
 
     def start(
         self,

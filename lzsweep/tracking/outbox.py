@@ -52,6 +52,7 @@ _MAX_TAG = 8000
 _MAX_NAME = 250
 _NOT_IN_NAMES = re.compile(r"[^/\w.\- :]")
 _METRICS_PER_TURN = 20_000
+_PATIENCE_S = (0.2, 0.8)
 
 _logger = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -267,10 +268,12 @@ class _Outbox:
         send: Callable[[Sequence[_T]], None],
         items: Sequence[_T],
         describe: Callable[[_T], Record],
+        *,
+        patient: bool = True,
     ) -> None:
         """Send items; where they are refused, halve them until the refused ones stand alone."""
         try:
-            self._persist(client, send, items)
+            self._persist(client, send, items, _PATIENCE_S if patient else ())
         except Gone:
             raise
         except Refused as e:
@@ -282,21 +285,26 @@ class _Outbox:
                 self._give_up(describe(items[0]), str(e))
                 return
             half = len(items) // 2
-            self._offer(client, send, items[:half], describe)
-            self._offer(client, send, items[half:], describe)
+            for part in (items[:half], items[half:]):
+                # One thing alone is not given up lightly.
+                self._offer(client, send, part, describe, patient=len(part) == 1)
 
     def _persist(
-        self, client: MlflowClient, send: Callable[[Sequence[_T]], None], items: Sequence[_T]
+        self,
+        client: MlflowClient,
+        send: Callable[[Sequence[_T]], None],
+        items: Sequence[_T],
+        waits_s: Sequence[float],
     ) -> None:
-        """Send; a server that fails at this alone and takes other things refuses it."""
-        for wait_s in (0.5, 1.0, None):
+        """Send; a server that fails at this again and again, and takes other things, refuses."""
+        for wait_s in (*waits_s, None):
             try:
                 self._call(send, items)
                 return
             except ServerError as e:
+                self._call(client.set_tag, self._run_id, "lzsweep.resent", str(wait_s))
                 if wait_s is None:
                     raise Refused(str(e)) from e
-                self._call(client.set_tag, self._run_id, "lzsweep.resent", str(wait_s))
                 time.sleep(wait_s)
 
     @staticmethod
@@ -404,7 +412,7 @@ def _chunks(items: Sequence[_T], size: int) -> Iterator[Sequence[_T]]:
 def _name(name: str) -> str:
     """A name that MLflow takes: letters, digits and `/_-.: `, no path tricks, not too long."""
     plain = posixpath.normpath(_NOT_IN_NAMES.sub("_", name)).strip("/")
-    return plain.replace("..", "__")[:_MAX_NAME]
+    return plain.replace("..", "__")[:_MAX_NAME].strip(".") or "unnamed"
 
 
 def _text(text: object) -> str:

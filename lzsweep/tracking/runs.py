@@ -19,7 +19,15 @@ from importlib import metadata
 from pathlib import Path
 
 from lzsweep.errors import TrackingError
-from lzsweep.tracking.client import connect, judge, reason, redact, resolve_uri, sqlite_file
+from lzsweep.tracking.client import (
+    connect,
+    judge,
+    reason,
+    redact,
+    resolve_uri,
+    sqlite_file,
+    unreachable,
+)
 from lzsweep.tracking.delivery import deliver
 from lzsweep.tracking.journal import Journal, Status
 from lzsweep.tracking.outbox import run_id_of
@@ -73,10 +81,8 @@ def _ask(uri: str) -> str:
         )
     except requests.exceptions.SSLError:
         return _ask_with_client(uri)
-    except requests.exceptions.Timeout:
-        return "it did not answer in time"
     except requests.exceptions.RequestException as e:
-        return _why_unreachable(e)
+        return unreachable(reason(e))
     if answer.status_code in (401, 403):
         return _ask_with_client(uri)
     if answer.status_code >= 500:
@@ -86,20 +92,6 @@ def _ask(uri: str) -> str:
     except ValueError:
         known = False
     return "" if known else f"what answered is no MLflow server (status {answer.status_code})"
-
-
-def _why_unreachable(error: Exception) -> str:
-    text = str(error)
-    for sign, meaning in (
-        ("Connection refused", "the connection was refused"),
-        ("Name or service not known", "there is no host of that name"),
-        ("Temporary failure in name resolution", "the host's name cannot be resolved"),
-        ("No address associated", "there is no host of that name"),
-        ("No route to host", "there is no route to that host"),
-    ):
-        if sign in text:
-            return meaning
-    return reason(error)
 
 
 def _ask_with_client(uri: str) -> str:
