@@ -41,6 +41,9 @@ METRICS = tuple(
 WEIGHTED = ("train/loss", "val/loss", "test/loss")
 """Metrics that a searched loss weight scales, so that the search could cheat with them."""
 
+BEST_CHECKPOINT = "checkpoints/best.ckpt"
+"""In a run's folder: the state at the best validation."""
+
 
 @dataclass
 class Tracking:
@@ -211,7 +214,8 @@ class OwnConf(SearchPathPlugin):
 def sources(loader: ConfigLoader) -> list[str]:
     """Where a command line's configs come from, first match first, without Hydra's own."""
     paths = [element.path for element in loader.get_search_path().get_path()]
-    return [p for p in paths if p and p not in ("pkg://hydra.conf", "structured://")]
+    ours = [p for p in paths if p and p not in ("pkg://hydra.conf", "structured://")]
+    return [p if "://" in p else f"file://{p}" for p in ours]
 
 
 def make_loader(paths: Sequence[str]) -> ConfigLoaderImpl:
@@ -259,7 +263,7 @@ def explain(error: Exception) -> str:
     """Say in one line what a Hydra or OmegaConf error means: rule, value, place, next step."""
     cause = error.__cause__
     if isinstance(error, MissingConfigException) and error.options is not None:
-        group, _, option = str(error.missing_cfg_file).rpartition("/")
+        group, _, option = (error.missing_cfg_file or "").rpartition("/")
         return (
             f"{group}={option}: the options of {group} are {', '.join(error.options)};"
             f" {nearest(option, error.options)}"
@@ -270,10 +274,11 @@ def explain(error: Exception) -> str:
             f"{key} is not a key of the configuration;"
             f" {nearest(key, known_keys())}, or add it with +{key}=..."
         )
-    if "Ambiguous value" in str(error):
-        override = str(error).split("'")[1]
+    text = str(error)
+    if "Ambiguous value" in text:
+        override = text.split("'")[1]
         return f"{override} holds several values, which only a sweep takes: add -m, or quote them"
-    lines = [*str(error).splitlines(), *str(cause or "").splitlines()]
+    lines = [*text.splitlines(), *str(cause or "").splitlines()]
     noise = ("full_key:", "object_type=", "reference_type=", "See https", "Config search path:")
     kept = [t for line in lines if (t := line.strip()) and not t.startswith((*noise, "provider="))]
     return ": ".join(dict.fromkeys(kept)) + "; see `lzsweep --help`"

@@ -18,7 +18,7 @@ from typing import Any
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.core.plugins import Plugins
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from rich.console import Console
 
 from lzsweep.config import make_loader, sources
@@ -148,7 +148,7 @@ class Controller:
     def _launch(self, study: Study, space: Space) -> None:
         cfg = self._config
         subdir = f"workers/{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}-${{hydra.job.num}}"
-        with open_dict(cfg):
+        with read_write(cfg.hydra), open_dict(cfg.hydra):
             cfg.hydra.sweep.dir = study.record.folder
             cfg.hydra.sweep.subdir = subdir
         launcher = Plugins.instance().instantiate_launcher(

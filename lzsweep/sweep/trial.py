@@ -26,10 +26,12 @@ from typing import Any, Literal
 import filelock
 
 from lzsweep.errors import LzsweepError
+from lzsweep.train.run import objectives_of
 
 LOG_NAME = "trial.log"
 
 Word = Literal["go on", "prune", "stop"]
+Kind = Literal["complete", "pruned", "infeasible", "error", "stopped", "killed"]
 
 
 @dataclass(frozen=True)
@@ -39,8 +41,7 @@ class Spec:
     Attributes:
         config: the composed configuration, plain and resolved.
         folder: where the log, the journal and the checkpoints go.
-        metrics: names of the objectives, the first of which chooses the best checkpoint.
-        directions: `minimize` or `maximize`, one a metric.
+        metrics: names of the objectives.
         device: what CUDA_VISIBLE_DEVICES is to be; None leaves it, "" hides all.
         threads: CPU threads that torch may use; 0 leaves the number to torch.
     """
@@ -48,7 +49,6 @@ class Spec:
     config: Mapping[str, Any]
     folder: str
     metrics: Sequence[str]
-    directions: Sequence[str]
     device: str | None
     threads: int
 
@@ -70,11 +70,10 @@ class Report:
 class End:
     """The last word of a trial's process, unless it dies."""
 
-    kind: Literal["complete", "pruned", "infeasible", "error", "stopped", "killed"]
+    kind: Kind
     values: tuple[float, ...] | None
     reason: str
     train_s: float
-    checkpoint: str | None
 
 
 class Pruned(Exception):
@@ -126,17 +125,15 @@ def run_trial(spec: Spec, pipe: Connection) -> None:
     link = Link(pipe)
     with filelock.FileLock(folder / "lock"):
         link.send(Started())
-        began = time.monotonic()
-        end = _train(spec, folder, link, began)
-        link.send(end)
+        link.send(_train(spec, folder, link, began=time.monotonic()))
     sys.stdout.flush()
     sys.stderr.flush()
 
 
 def _train(spec: Spec, folder: Path, link: Link, began: float) -> End:
-    # Lightning is imported by the forkserver; here the names are only looked up.
+    # The forkserver has imported these; here the names are only looked up.
     import torch
-    from pytorch_lightning.plugins.environments import LightningEnvironment
+    from lightning_fabric.plugins.environments import LightningEnvironment
 
     from lzsweep.sweep.judge import Judge
     from lzsweep.train.fit import train
@@ -146,17 +143,18 @@ def _train(spec: Spec, folder: Path, link: Link, began: float) -> End:
         os.environ["CUDA_VISIBLE_DEVICES"] = spec.device
     if spec.threads:
         torch.set_num_threads(spec.threads)
-    judge = Judge(spec.metrics, spec.directions, link)
 
-    def end(kind: Any, reason: str = "", values: tuple[float, ...] | None = None) -> End:
-        train_s = time.monotonic() - began
-        return End(kind, values, reason, train_s, judge.checkpoint)
+    def end(kind: Kind, reason: str = "", values: tuple[float, ...] | None = None) -> End:
+        return End(kind, values, reason, time.monotonic() - began)
 
     try:
         metrics = train(
-            spec.config, folder=folder, callbacks=[judge], plugins=[LightningEnvironment()]
+            spec.config,
+            folder=folder,
+            callbacks=[Judge(spec.metrics, link)],
+            plugins=[LightningEnvironment()],
         )
-        return end("complete", values=judge.objective(metrics))
+        return end("complete", values=objectives_of(metrics, spec.metrics))
     except Pruned:
         return end("pruned", "worse than the others at this step")
     except Stopped:

@@ -29,7 +29,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from lzsweep.config import compose, make_loader
+from lzsweep.config import BEST_CHECKPOINT, compose, make_loader
 from lzsweep.sweep.attempt import Attempt
 from lzsweep.sweep.report import write_text
 from lzsweep.sweep.slots import Slot, find_slots
@@ -197,13 +197,13 @@ class Worker:
                 config,
                 str(folder),
                 record.metrics,
-                record.directions,
                 slot.device,
                 slot.threads,
             )
         )
         devices = None if slot.device is None else [slot.device]
-        self._sampler.add(folder, pid=attempt.pid, devices=devices)
+        if self._cfg.tracking.system_metrics_s:
+            self._sampler.add(folder, pid=attempt.pid, devices=devices)
         with self._lock:
             self._rows[slot.number] = claim.row
         try:
@@ -233,8 +233,8 @@ class Worker:
                 train_s=end.train_s,
                 run_id=run_id_of(journal.folder),
             )
-        if end.checkpoint and state == "complete":
-            journal.artifact(end.checkpoint, "checkpoints")
+        if state == "complete" and (journal.folder / BEST_CHECKPOINT).exists():
+            journal.artifact(BEST_CHECKPOINT, "checkpoints")
         journal.tags({"lzsweep.state": state, "lzsweep.reason": end.reason})
         journal.end("FAILED" if state in ("error", "infeasible") else "FINISHED")
         if state == "error":

@@ -1,0 +1,61 @@
+# `make help` lists the targets. Everything happens in .venv; nothing else is needed but Python and make.
+PYTHON ?= python3
+BIN := .venv/bin
+PYTEST := $(BIN)/python -m pytest
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-fast system-packages lint format types coverage constraints clean
+
+help: ## Show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
+
+install: .venv/.installed ## Make .venv and install lzsweep with the tested versions
+
+.venv/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "lzsweep needs Python >= 3.11; say which one: make PYTHON=python3.12 install"; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --group dev --editable .
+	@touch $@
+
+demo: install ## Run a real sweep on the bundled games: eight trials, under five minutes
+	$(BIN)/lzsweep -m sweeps=demo
+
+test: install system-packages ## Run the whole test suite
+	$(PYTEST)
+
+test-fast: install ## Run the tests that take seconds
+	$(PYTEST) -m "not slow and not engine and not gpu"
+
+# The engine's tests need programs of the system; without root they are left out.
+system-packages:
+	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		for package in leela-zero gnugo; do \
+			dpkg -s $$package >/dev/null 2>&1 || missing="$$missing $$package"; \
+		done; \
+		if [ -n "$$missing" ]; then \
+			apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; \
+		fi; \
+	fi
+
+lint: install ## Check format, lint and the direction of imports
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports
+
+format: install ## Format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: install ## Check the types
+	$(BIN)/mypy
+
+coverage: install ## Run the tests that take seconds and show what they leave out
+	$(PYTEST) -m "not slow and not engine and not gpu" --cov=lzsweep --cov-report=term-missing:skip-covered
+
+constraints: ## Write the installed versions into constraints.txt
+	$(BIN)/uv pip freeze --python $(BIN)/python --exclude-editable | grep -vE '^(uv|pip|setuptools)==' > constraints.txt
+
+clean: ## Remove what building and testing left
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .coverage
