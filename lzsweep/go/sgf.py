@@ -3,7 +3,7 @@
 A `Game` carries its positions already packed; everything else is a `Drop` with a named reason, so
 that a count by reason accounts for every game. Reading is spread over the cores when there is
 more than a little of it; the order is always that of the files and of the games in them. What is
-kept is decided in `game.py`, SGF text is read in `sgftree.py`, archives are opened in `archive.py`.
+kept is decided in `game.py`; SGF text is read in `sgftree.py`, archives in `archive.py`.
 """
 
 from __future__ import annotations
