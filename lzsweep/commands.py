@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from lzsweep.errors import UserError
@@ -17,6 +16,7 @@ from lzsweep.sweep.report import (
     count_states,
     describe,
     describe_best,
+    make_console,
     train_command,
     trial_table,
     write_best,
@@ -83,7 +83,7 @@ def list_command(storage: Storage = SQLITE, format: Output = Format.table) -> No
         )
         counts = [str(n) for n in count_states(study.trials()).values()]
         table.add_row(study.name, *counts, str(row["n_trials"]), values)
-    Console().print(table)
+    make_console().print(table)
 
 
 @app.command(epilog="Examples:  lzsweep status demo   |   lzsweep status demo --format json")
@@ -95,10 +95,10 @@ def status(study: Name, storage: Storage = SQLITE, format: Output = Format.table
         _print_json(describe(opened))
         return
     trials = opened.trials()
-    console = Console()
+    console = make_console()
     console.print(trial_table(opened, trials))
     counts = ", ".join(f"{n} {state}" for state, n in count_states(trials).items() if n)
-    console.print(f"{counts or 'no trial yet'}; {opened.n_trials} trials wanted", highlight=False)
+    console.print(f"{counts or 'no trial yet'}; {opened.n_trials} trials wanted")
     if reason := opened.stopped():
         console.print(f"stopped: {reason}", markup=False)
     for trial in trials:
@@ -118,10 +118,10 @@ def best(study: Name, storage: Storage = SQLITE, format: Output = Format.table) 
     trials = opened.best()
     if not trials:
         raise UserError(f"a trial must complete to be the best, but none of {study} has yet")
-    console = Console()
+    console = make_console()
     console.print(trial_table(opened, trials))
     if path := write_best(opened):
-        console.print(f"train it again: {train_command(path)}", soft_wrap=True, highlight=False)
+        console.print(f"train it again: {train_command(path)}", soft_wrap=True)
 
 
 @app.command(epilog="Examples:  lzsweep sync   |   lzsweep sync /data/me/multirun/demo")

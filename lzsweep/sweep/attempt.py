@@ -121,13 +121,13 @@ class Attempt:
 
     def _died_of(self, code: int) -> End:
         if code in (-signal.SIGKILL, -signal.SIGTERM):
-            return End("killed", None, f"killed from outside by {_name(code)}", 0.0)
+            return End("killed", f"killed from outside by {_name(code)}")
         if code < 0:
             return self._died(f"the process crashed with {_name(code)}")
         return self._died(f"the process ended with exit code {code} and no result")
 
     def _died(self, reason: str) -> End:
-        return End("error", None, reason, 0.0)
+        return End("error", reason)
 
 
 def _name(code: int) -> str:

@@ -19,13 +19,13 @@ from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.core.plugins import Plugins
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
-from rich.console import Console
 
 from lzsweep.config import make_loader, sources
 from lzsweep.errors import LzsweepError, UserError
+from lzsweep.go.board import N_MOVES
 from lzsweep.sweep.checks import check_sweep, objectives
 from lzsweep.sweep.progress import show_progress
-from lzsweep.sweep.report import overhead_s, show_params, train_command, write_best
+from lzsweep.sweep.report import make_console, overhead_s, show_params, train_command, write_best
 from lzsweep.sweep.space import Space, parse_space
 from lzsweep.sweep.storage import absolute_url
 from lzsweep.sweep.study import Record, Study, create_study
@@ -48,7 +48,7 @@ class Controller:
         self._config = config
         self._context = hydra_context
         self._task = task_function
-        self._console = Console(highlight=False)
+        self._console = make_console()
         self._is_basic = str(config.hydra.launcher._target_).endswith("BasicLauncher")
 
     def run(self, arguments: Sequence[str]) -> None:
@@ -199,6 +199,11 @@ class Controller:
                 for m, v in zip(study.record.metrics, trial.values or (), strict=True)
             )
             self._say(f"best: #{trial.number} {values} {show_params(trial.params)}")
+            if top1 := trial.metrics.get("val/policy_top1"):
+                chance = top1 * N_MOVES
+                self._say(
+                    f"      val/policy_top1={top1:.4f}, {chance:.0f} times chance (1/{N_MOVES})"
+                )
         if path := write_best(study):
             self._say(f"train it again: {train_command(Path(_shown(path)))}")
         self._say(_how_to_look(study))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +10,8 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 
 from lzsweep.sweep.trial import Link, Pruned, Report, Stopped
 from lzsweep.train.checkpoint import Checkpoints
+
+_logger = logging.getLogger(__name__)
 
 
 class Judge(Callback):
@@ -23,6 +26,8 @@ class Judge(Callback):
         if trainer.sanity_checking or not all(m in logged for m in self._metrics):
             return  # an objective that only the end will tell
         values = tuple(float(logged[m]) for m in self._metrics)
+        shown = " ".join(f"{m}={v:.4f}" for m, v in zip(self._metrics, values, strict=True))
+        _logger.info("epoch %d, step %d: %s", trainer.current_epoch, trainer.global_step, shown)
         if self._link.ask(Report(trainer.current_epoch + 1, values)) == "prune":
             raise Pruned
 

@@ -112,7 +112,11 @@ class _Live(Live):
     def _best(self) -> str:
         best = self._study.best()
         if not best:
-            return "no complete trial yet; the first one waits for imports of about 20 s"
+            return (
+                "importing torch and Lightning takes a while; then the first trials start"
+                if not self._study.trials()
+                else "no complete trial yet"
+            )
         if len(self._study.record.metrics) > 1:
             return f"Pareto front: {', '.join(f'#{t.number}' for t in best)}"
         value = (best[0].values or (float("nan"),))[0]

@@ -11,6 +11,7 @@ from typing import Any
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
+from rich.console import Console
 from rich.table import Table
 
 from lzsweep.config import make_loader
@@ -35,6 +36,12 @@ def write_text(path: Path, text: str) -> None:
         file.write(text)
     Path(file.name).chmod(0o644)
     Path(file.name).replace(path)
+
+
+def make_console() -> Console:
+    """Standard output, as wide as it needs to be where no terminal limits it."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=200)
 
 
 def describe(study: Study) -> dict[str, Any]:
@@ -70,6 +77,7 @@ def _describe_trial(trial: Trial, folder: Path) -> dict[str, Any]:
         "state": trial.state,
         "params": dict(trial.params),
         "values": list(trial.values) if trial.values else None,
+        "metrics": dict(trial.metrics),
         "run_id": trial.run_id or run_id_of(own),
         "folder": str(own),
         "reason": trial.reason,
@@ -209,6 +217,8 @@ def _as_config(overrides: Sequence[str], loader: ConfigLoader) -> tuple[dict[str
     extra: list[str] = []
     for override in OverridesParser.create().parse_overrides(list(overrides)):
         key = override.key_or_group
+        if key.startswith(("study.", "worker.", "tracking.")):
+            continue  # how it was found is no part of what was found
         if override.is_delete() or override.is_add():
             extra.append(str(override.input_line))  # a config cannot say these
         elif loader.get_group_options(key):

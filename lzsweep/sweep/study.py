@@ -8,7 +8,7 @@ Kept in the row of an attempt, each written by the worker that owns it while it 
 
     system attribute `origin`  {"number", "attempt", "retries"}; absent on a first attempt
     user attribute   `claim`   {"host", "boot", "pid", "born", "worker", "slot"}
-    user attribute   `end`     {"kind", "reason", "train_s", "run_id"}
+    user attribute   `end`     {"kind", "reason", "metrics", "train_s", "run_id"}
 
 Kept in the study: `record` (what is swept, frozen when it was created) and `n_trials` (the budget,
 the last command's word). Every read-decide-write below happens under one study-wide lock.
@@ -58,6 +58,7 @@ class Trial:
     state: State
     params: Mapping[str, Value]
     values: tuple[float, ...] | None
+    metrics: Mapping[str, float]
     curve: Mapping[int, float]
     ending: Ending | None
     reason: str
@@ -252,6 +253,7 @@ class Study:
         values: Sequence[float] | None = None,
         *,
         reason: str = "",
+        metrics: Mapping[str, float] | None = None,
         train_s: float | None = None,
         run_id: str | None = None,
     ) -> None:
@@ -260,7 +262,13 @@ class Study:
         Raises:
             TrialLost: the trial was taken away from this worker.
         """
-        end = {"kind": kind, "reason": reason, "train_s": train_s, "run_id": run_id}
+        end = {
+            "kind": kind,
+            "reason": reason,
+            "metrics": dict(metrics or {}),
+            "train_s": train_s,
+            "run_id": run_id,
+        }
         # FAIL would teach the sampler nothing; a pruned trial without values counts as bad.
         state = {
             "complete": TrialState.COMPLETE,
@@ -298,7 +306,7 @@ class Study:
                 self._study.add_trial(_next_attempt(row, trial, retries))
             kind = "infrastructure" if goes_on else "error"
             text = reason if goes_on else f"{reason}, {retries} times; see study.max_retries"
-            end = {"kind": kind, "reason": text, "train_s": None, "run_id": trial.run_id}
+            end = {"kind": kind, "reason": text}
             self._storage.set_trial_user_attr(trial.row, "end", end)
             self._storage.set_trial_state_values(trial.row, TrialState.FAIL)
             return goes_on
@@ -429,6 +437,7 @@ def _trial_of(row: FrozenTrial) -> Trial:
         state=_state_of(row, end),
         params=row.params,
         values=tuple(row.values) if row.state == TrialState.COMPLETE else None,
+        metrics=end.get("metrics", {}),
         curve=row.intermediate_values,
         ending=end.get("kind"),
         reason=end.get("reason", ""),

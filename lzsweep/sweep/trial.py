@@ -68,12 +68,19 @@ class Report:
 
 @dataclass(frozen=True)
 class End:
-    """The last word of a trial's process, unless it dies."""
+    """The last word of a trial's process, or what its death means.
+
+    Attributes:
+        values: the objectives, of a complete trial.
+        metrics: all metrics of the best checkpoint, of a complete trial.
+        train_s: seconds between the folder's lock and this word.
+    """
 
     kind: Kind
-    values: tuple[float, ...] | None
-    reason: str
-    train_s: float
+    reason: str = ""
+    values: tuple[float, ...] | None = None
+    metrics: Mapping[str, float] | None = None
+    train_s: float = 0.0
 
 
 class Pruned(Exception):
@@ -118,6 +125,11 @@ class Link:
             return self._answers.pop(0)
 
 
+def prove_preloaded() -> None:
+    """End with exit code 0 if the forkserver has imported what trials need."""
+    sys.exit(not {"torch", "pytorch_lightning", "lzsweep.train.fit"} <= set(sys.modules))
+
+
 def run_trial(spec: Spec, pipe: Connection) -> None:
     """Train one attempt; runs in a child of the forkserver."""
     folder = Path(spec.folder)
@@ -144,17 +156,18 @@ def _train(spec: Spec, folder: Path, link: Link, began: float) -> End:
     if spec.threads:
         torch.set_num_threads(spec.threads)
 
-    def end(kind: Kind, reason: str = "", values: tuple[float, ...] | None = None) -> End:
-        return End(kind, values, reason, time.monotonic() - began)
+    def end(kind: Kind, reason: str = "", **found: Any) -> End:
+        return End(kind, reason, train_s=time.monotonic() - began, **found)
 
     try:
+        trainer = {**spec.config["trainer"], "enable_progress_bar": False}  # nobody watches
         metrics = train(
-            spec.config,
+            {**spec.config, "trainer": trainer},
             folder=folder,
             callbacks=[Judge(spec.metrics, link)],
             plugins=[LightningEnvironment()],
         )
-        return end("complete", values=objectives_of(metrics, spec.metrics))
+        return end("complete", values=objectives_of(metrics, spec.metrics), metrics=metrics)
     except Pruned:
         return end("pruned", "worse than the others at this step")
     except Stopped:

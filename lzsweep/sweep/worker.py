@@ -25,18 +25,19 @@ from typing import Any, TypeVar
 import tenacity
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
-from hydra.utils import instantiate
+from hydra.utils import UNSAFE_DISABLE_EXECUTION_CHECKS, instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lzsweep.config import BEST_CHECKPOINT, compose, make_loader
+from lzsweep.errors import LzsweepError
 from lzsweep.sweep.attempt import Attempt
 from lzsweep.sweep.report import write_text
 from lzsweep.sweep.slots import Slot, find_slots
 from lzsweep.sweep.space import parse_space, to_overrides
 from lzsweep.sweep.storage import DATABASE_ERRORS, first_line
 from lzsweep.sweep.study import Claim, Ending, Study, Trial, TrialLost, open_study
-from lzsweep.sweep.trial import End, Report, Spec, Word
+from lzsweep.sweep.trial import End, Report, Spec, Word, prove_preloaded
 from lzsweep.tracking.delivery import Sender
 from lzsweep.tracking.journal import Journal
 from lzsweep.tracking.outbox import run_id_of
@@ -66,13 +67,37 @@ def start_forkserver() -> None:
     forkserver.ensure_running()
 
 
+def await_forkserver() -> None:
+    """Wait until trials can be forked.
+
+    Raises:
+        LzsweepError: the imports failed; the forkserver itself swallows their errors.
+    """
+    context = multiprocessing.get_context("forkserver")
+    process = context.Process(target=prove_preloaded, name="proof of the imports")
+    process.start()
+    process.join()
+    if process.exitcode != 0:
+        raise LzsweepError(
+            "a trial's process must have torch and Lightning imported, but the imports failed;"
+            f" see why: {sys.executable} -c 'import lzsweep.sweep.preload'"
+        )
+
+
 def join(cfg: DictConfig) -> None:
     """Be a worker of the study `cfg.worker.join` until it is done or stopped."""
     start_forkserver()
     study = open_study(cfg.study.storage, cfg.worker.join)
     sweeper = HydraConfig.get().sweeper
     study.set_deciders(make_sampler(sweeper.sampler), make_pruner(sweeper.pruner))
-    Worker(study, cfg).run()
+    worker = Worker(study, cfg)
+    await_forkserver()
+    worker.run()
+
+
+def _build(node: Any) -> Any:
+    # The user's own command line and configs decide what is built, as everywhere in Hydra.
+    return instantiate(node, _execution_whitelist_=UNSAFE_DISABLE_EXECUTION_CHECKS)
 
 
 def make_sampler(node: DictConfig) -> Any:
@@ -81,13 +106,13 @@ def make_sampler(node: DictConfig) -> Any:
     assert isinstance(plain, dict)
     if plain["_target_"] == "optuna.samplers.GridSampler":
         # The grid is queued, each point once; nothing is left to sample.
-        return instantiate({"_target_": "optuna.samplers.RandomSampler"})
-    return instantiate(plain)
+        return _build({"_target_": "optuna.samplers.RandomSampler"})
+    return _build(plain)
 
 
 def make_pruner(node: DictConfig) -> Any:
     """Optuna's pruner of a `hydra/sweeper/pruner` option."""
-    return instantiate(OmegaConf.to_container(node, resolve=True))
+    return _build(OmegaConf.to_container(node, resolve=True))
 
 
 class Worker:
@@ -228,8 +253,9 @@ class Worker:
                 self._study.tell,
                 claim,
                 state,
-                end.values if state == "complete" else None,
+                end.values,
                 reason=end.reason,
+                metrics=end.metrics,
                 train_s=end.train_s,
                 run_id=run_id_of(journal.folder),
             )
