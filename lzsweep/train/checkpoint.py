@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import Checkpoint
+from pytorch_lightning.loops.progress import _ProcessedTracker
 
 FOLDER = "checkpoints"
 LAST = "last.ckpt"
@@ -40,7 +41,7 @@ class Checkpoints(Checkpoint):
         self._saved_step = -1
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.sanity_checking or trainer.fast_dev_run or trainer.state.fn != "fit":
+        if trainer.sanity_checking or trainer.state.fn != "fit":
             return
         value = trainer.callback_metrics.get(self._metric)
         better = value is not None and self._is_better(float(value))
@@ -49,19 +50,38 @@ class Checkpoints(Checkpoint):
         self._save(trainer, better=better)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.global_step != self._saved_step and not trainer.fast_dev_run:
-            self.save_last(trainer)
+        if trainer.global_step != self._saved_step:
+            self._save(trainer, better=False)
 
-    def save_last(self, trainer: Trainer) -> None:
-        """Write `last.ckpt` now, between two steps: the training resumes right here."""
+    def save_last(self, trainer: Trainer) -> bool:
+        """Write `last.ckpt` if the training can resume right here; else try at the next batch.
+
+        For callbacks, at the start or the end of a training batch.
+
+        Returns:
+            Whether the last checkpoint now holds this step. It cannot while a batch or a sum of
+            gradients is half done, nor before a validation that is due: that one writes it anyway.
+        """
+        if trainer.global_step == self._saved_step:
+            return True
+        fit = trainer.fit_loop
+        batches = fit.epoch_loop.batch_progress
+        now = batches.current
+        assert isinstance(now, _ProcessedTracker)
+        assert fit._data_fetcher is not None
+        half_done = now.ready != now.processed or fit._should_accumulate()
+        validates = fit.epoch_loop._should_check_val_fx(fit._data_fetcher)
+        if half_done or validates or batches.is_last_batch:
+            return False
         self._save(trainer, better=False)
+        return True
 
     def _is_better(self, value: float) -> bool:
         return self._best_value is None or self._sign * value < self._sign * self._best_value
 
     def _save(self, trainer: Trainer, *, better: bool) -> None:
         aside = self.last.with_suffix(".partial")
-        trainer.save_checkpoint(aside)
+        trainer.save_checkpoint(aside, weights_only=False)
         self._saved_step = trainer.global_step
         if not trainer.is_global_zero:
             return

@@ -166,9 +166,8 @@ def _as_it_is(batch: Any) -> Any:
 class BatchLoader:
     """A data loader that can stop in the middle of an epoch and go on there.
 
-    Lightning saves `state_dict` with every checkpoint and gives it back before it resumes inside
-    the epoch. It asks for an iterator earlier than it tells the epoch, so `__iter__` looks at
-    both only when the first batch is wanted.
+    Lightning asks for an iterator before it tells the epoch and before it restores the state, so
+    both are looked at only when the first batch is wanted.
     """
 
     def __init__(self, dataset: Dataset[Any], order: EpochOrder, num_workers: int = 0) -> None:
@@ -255,6 +254,8 @@ class GoData(pl.LightningDataModule):
         self._seed = seed
         self._decode = Decoder()
         self._splits: dict[str, NDArray[np.int64]] = {}
+        self._train_loader: BatchLoader | None = None
+        self._resume: dict[str, int] | None = None
 
     def prepare_data(self) -> None:
         ensure_store(self._path, self._cache_dir)
@@ -268,13 +269,27 @@ class GoData(pl.LightningDataModule):
         self._rows = Rows.of(self.store)
 
     def train_dataloader(self) -> BatchLoader:
-        return self._loader("train", shuffle=True, augment=self._augment)
+        loader = self._loader("train", shuffle=True, augment=self._augment)
+        if self._resume is not None:
+            loader.load_state_dict(self._resume)
+        self._train_loader = loader
+        return loader
 
     def val_dataloader(self) -> BatchLoader:
         return self._loader("val")
 
     def test_dataloader(self) -> BatchLoader:
         return self._loader("test")
+
+    # Lightning restores a loader's state too, but not once it has counted the steps to come, which
+    # the schedules need; a data module's it always restores.
+    def state_dict(self) -> dict[str, int]:
+        return self._train_loader.state_dict() if self._train_loader else {}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        self._resume = state_dict
+        if self._train_loader is not None:
+            self._train_loader.load_state_dict(state_dict)
 
     def _loader(self, split: str, *, shuffle: bool = False, augment: bool = False) -> BatchLoader:
         trainer = self.trainer

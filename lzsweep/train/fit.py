@@ -53,10 +53,11 @@ def train(
     module = instantiate(cfg["module"])
     checkpoints = Checkpoints(folder, **first_objective(cfg["objective"]))
     extra = [instantiate(node) for node in (cfg["callbacks"] or {}).values()]
-    trainer = instantiate(cfg["trainer"], _partial_=True)(
+    make_trainer = instantiate(cfg["trainer"], _partial_=True)
+    trainer = make_trainer(
         logger=instantiate(cfg["logger"], save_dir=folder) or False,
         callbacks=[*extra, *callbacks, checkpoints],
-        plugins=[*plugins],
+        plugins=[*(make_trainer.keywords.get("plugins") or ()), *plugins],
         precision=precision,
         default_root_dir=folder,
     )

@@ -5,8 +5,8 @@ convolution and dense weights, as leela-zero's own training has it (tfprocess.py
 `loss_unweighted` is cross-entropy + squared error: comparable whatever the weights.
 
 Metrics are `train/`, `val/` and `test/` + `METRICS`. Their sums stay on the device; the host
-looks at them when they are logged: training's at each log interval, over the steps since the last
-one, the others' at the end of their loop.
+looks at them when they are logged: training's every `log_every_n_steps` and at an epoch's end,
+over the steps since the last time, the others' at the end of their loop.
 """
 
 from __future__ import annotations
@@ -107,7 +107,6 @@ class LeelaZero(pl.LightningModule):
         self.lr = lr
         self._build_optimizer = optimizer
         self._build_schedule = schedule
-        self._published_step = 0
         self._decayed = list(network.decayed_weights())
         self.tallies = nn.ModuleDict({f"{stage}_tally": Tally() for stage in STAGES})
 
@@ -147,31 +146,33 @@ class LeelaZero(pl.LightningModule):
         norms = torch.stack([torch.linalg.vector_norm(weight) for weight in self._decayed])
         return 0.5 * norms.square().sum()
 
-    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # set by it
-        # While gradients accumulate, several batches see the same step.
-        if every and self.global_step % every == 0 and self.global_step != self._published_step:
-            self._published_step = self.global_step
-            self._publish("train")
+        step = self.global_step + 1
+        if every and step % every == 0:
+            self._publish("train", step)
 
     def on_train_epoch_end(self) -> None:
         if self._tally("train").n > 0:
-            self._publish("train")
+            self._publish("train", self.global_step)
 
     def on_validation_epoch_end(self) -> None:
         if self.trainer.sanity_checking:
             self._tally("val").reset()
             return
-        values = self._publish("val")
+        values = self._publish("val", self.global_step)
         schedule = self.lr_schedulers()
         if isinstance(schedule, Plateau):
             schedule.observe(values["val/loss_unweighted"])
 
     def on_test_epoch_end(self) -> None:
-        self._publish("test")
+        self._publish("test", self.global_step)
 
-    def _publish(self, stage: str) -> dict[str, float]:
-        """Log the means of the tally and begin it anew.
+    def _publish(self, stage: str, step: int) -> dict[str, float]:
+        """Log the means of the tally at this number of optimizer steps, and begin it anew.
+
+        Lightning would hand training's values to the loggers only after the batch, and count
+        steps from 0. Told here, a training stopped between two batches has lost none.
 
         Raises:
             NonFiniteLossError: one of them is NaN or infinite.
@@ -180,14 +181,15 @@ class LeelaZero(pl.LightningModule):
         means = tally.compute().tolist()
         tally.reset()
         values = {f"{stage}/{name}": mean for name, mean in zip(METRICS, means, strict=True)}
+        for logger in self.loggers:
+            logger.log_metrics(values, step)
         for name, value in values.items():
             if not math.isfinite(value):
                 raise NonFiniteLossError(
-                    f"{name} must be finite, but is {value} at step {self.global_step} "
-                    f"(lr={self.lr}): lower lr or the loss weights."
+                    f"{name} must be finite, but is {value} at step {step} (lr={self.lr}): "
+                    "lower lr or the loss weights."
                 )
-        for name, value in values.items():
-            self.log(name, value, prog_bar=name in SHOWN)
+            self.log(name, value, prog_bar=name in SHOWN, logger=False)
         return values
 
     def _tally(self, stage: str) -> Tally:

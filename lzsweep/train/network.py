@@ -115,9 +115,15 @@ class Network(nn.Module):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
             if isinstance(module, nn.Linear):
                 nn.init.zeros_(module.bias)
-        # Both heads start near "no opinion": even moves, an even game.
-        nn.init.normal_(self.policy_dense.weight, std=0.01)
-        nn.init.normal_(self.value_out.weight, std=0.01)
+        # Each policy filter starts as a map of move logits, so that what the tower learns about
+        # one point counts for all. From noise, the dense layer gets there far later.
+        nn.init.normal_(self.policy_dense.weight, std=1e-3)
+        points = torch.arange(self.board_size**2)
+        with torch.no_grad():
+            for filter_ in range(POLICY_FILTERS):
+                self.policy_dense.weight[points, filter_ * len(points) + points] += 1
+        # A mild opinion on the value; a strong one saturates tanh in the first steps.
+        nn.init.xavier_normal_(self.value_out.weight)
 
     def forward(self, planes: Tensor) -> tuple[Tensor, Tensor]:
         """Evaluate positions.

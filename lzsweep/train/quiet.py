@@ -14,6 +14,7 @@ _NEEDLESS_MESSAGES = (
     "GPU available",
     "TPU available",
     "HPU available",
+    "Loading `train_dataloader` to estimate",
     "Restoring states from the checkpoint",
     "Restored all states from the checkpoint",
     "Loading model weights from",
@@ -26,6 +27,8 @@ _NEEDLESS_WARNINGS = (
     r".*is not supported by the model summary",
     # Short trainings are no mistake, and an epoch's end logs too.
     r".*is smaller than the logging interval",
+    # A resumed training's sums come from the checkpoint.
+    r".*``compute`` method of metric Tally was called before the ``update``",
     # The schedule is stepped in the right order; Lightning's gradient scaler confuses torch.
     r".*Detected call of `lr_scheduler.step\(\)` before",
 )
