@@ -12,7 +12,8 @@ processes may write side by side (a trial its metrics, its worker the system met
     {"type": "resume", "time": ms, "run": {as in start}}      a later attempt of the same run
 
 A line without its newline was cut off by a crash: readers stop before it, the next writer ends it
-and readers then skip it. `delivery` sends all this to MLflow, from the file, at its own pace.
+and readers then skip it. Passwords in params and tags are struck out before they get here. All of
+it is sent to MLflow by `delivery`, from the file, at its own pace.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
+
+from lzsweep.tracking.client import redact
 
 JOURNAL_NAME = "journal.jsonl"
 KEY_TAG = "lzsweep.key"
@@ -95,8 +98,8 @@ class Journal:
             "shared": key is not None,
             "experiment": experiment,
             "name": name,
-            "params": {k: str(v) for k, v in (params or {}).items()},
-            "tags": _origin_tags() | {k: str(v) for k, v in (tags or {}).items()},
+            "params": _texts(params or {}),
+            "tags": _origin_tags() | _texts(tags or {}),
             "parent_run_id": parent_run_id,
         }
         self._append({"type": kind, "time": self._now_ms(), "run": run})
@@ -121,11 +124,11 @@ class Journal:
 
     def params(self, params: Mapping[str, object]) -> None:
         """Note further params, known only after the start."""
-        self._append({"type": "params", "params": {k: str(v) for k, v in params.items()}})
+        self._append({"type": "params", "params": _texts(params)})
 
     def tags(self, tags: Mapping[str, str]) -> None:
         """Note tags; the last value of a tag stays."""
-        self._append({"type": "tags", "tags": {k: str(v) for k, v in tags.items()}})
+        self._append({"type": "tags", "tags": _texts(tags)})
 
     def artifact(self, path: Path | str, artifact_path: str = "") -> None:
         """Note a file or folder to upload; it must stay as it is until it was delivered.
@@ -247,6 +250,10 @@ def read_records(path: Path, offset: int = 0) -> Iterator[tuple[Record, int]]:
 def _plain(value: float) -> float | str:
     number = float(value)
     return number if math.isfinite(number) else str(number)
+
+
+def _texts(values: Mapping[str, object]) -> dict[str, str]:
+    return {name: redact(str(value)) for name, value in values.items()}
 
 
 def _origin_tags() -> dict[str, str]:

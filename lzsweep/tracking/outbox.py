@@ -1,8 +1,8 @@
 """The outbox of one run: its journal, and how much of it MLflow has.
 
 Each record takes effect once, however often it is tried. The state is `delivered.json`:
-{"run_id", "offset", "creating"}, replaced whole after each batch, read and written under
-`delivery.lock`. Whatever dies between a call and the note of it is repeated, and a repetition
+{"run_id", "offset", "creating", "doubtful"}, replaced whole after each batch, read and written
+under `delivery.lock`. Whatever dies between a call and the note of it is repeated, and that
 changes nothing: MLflow stores the same metric, step, time and value once; params and tags are set
 to the same values; before a run could be made a second time it is searched by the journal's key.
 What the server refuses for good goes to `undeliverable.jsonl` with the reason, and the rest goes
@@ -16,10 +16,9 @@ import json
 import logging
 import os
 import posixpath
-import re
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -35,7 +34,9 @@ from lzsweep.tracking.client import (
     reason,
     sqlite_file,
 )
+from lzsweep.tracking.identity import alone, create_run, drop_doubles, find_run, settle
 from lzsweep.tracking.journal import JOURNAL_NAME, KEY_TAG, Record, read_records
+from lzsweep.tracking.names import fit_name, fit_param, fit_tag, fit_text
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -45,12 +46,8 @@ STATE_NAME = "delivered.json"
 UNDELIVERABLE_NAME = "undeliverable.jsonl"
 DRIFT_TAG = "lzsweep.param_drift."
 
-_MAX_METRICS = 1000  # MLflow's limits for one call and one value.
+_MAX_METRICS = 1000  # MLflow's limits for one call.
 _MAX_PAIRS = 100
-_MAX_PARAM = 6000
-_MAX_TAG = 8000
-_MAX_NAME = 250
-_NOT_IN_NAMES = re.compile(r"[^/\w.\- :]")
 _METRICS_PER_TURN = 20_000
 _PATIENCE_S = (0.2, 0.8)
 
@@ -67,6 +64,7 @@ class _State:
     run_id: str | None = None
     offset: int = 0
     creating: bool = False  # A run may have been made whose id did not get here.
+    doubtful: bool = False  # Such a run may come up still, beside the one that we have.
 
 
 Turn = Literal["done", "more", "busy"]
@@ -164,26 +162,33 @@ class _Outbox:
         return "done"
 
     def _open_run(self, client: MlflowClient) -> bool:
-        start = _first_start(self._path)
+        start = next((r for r, _ in read_records(self._path) if r.get("type") == "start"), None)
         if start is None:
             return False
         run, state = start["run"], self._state
         try:
-            experiment = experiment_id(client, self._uri, _text(run["experiment"]))
-            with _alone(self._uri) if run["shared"] else nullcontext():
+            experiment = experiment_id(client, self._uri, fit_text(run["experiment"]))
+            with alone(self._uri) if run["shared"] else nullcontext():
                 if state.creating or run["shared"]:
-                    state.run_id = _find_run(client, experiment, run["key"])
+                    state.run_id = find_run(client, experiment, run["key"])
                 if state.run_id is None:
-                    state.creating = True
+                    state.doubtful, state.creating = state.creating, True
                     self._save(durable=True)
-                    state.run_id = _create_run(client, experiment, start)
+                    state.run_id = create_run(client, experiment, start)
                     self._fresh = True
             if self._fresh and run["shared"] and sqlite_file(self._uri) is None:
-                state.run_id = _settle(client, experiment, run["key"], state.run_id)
+                state.run_id = settle(client, experiment, run["key"], state.run_id)
         except Refused as e:
             raise Blocked(str(e)) from e
         self._save(durable=True)
         return True
+
+    def _end_run(self, client: MlflowClient, status: str, ms: int) -> None:
+        if self._state.doubtful:
+            run = self._call(client.get_run, self._run_id)
+            drop_doubles(client, run.info.experiment_id, run.data.tags[KEY_TAG], self._run_id)
+            self._state.doubtful = False
+        self._call(client.set_terminated, self._run_id, status, ms)
 
     def _handle(self, client: MlflowClient, record: Record) -> None:
         match record:
@@ -200,7 +205,7 @@ class _Outbox:
             case {"type": "artifact", "path": str(path)}:
                 self._send_artifact(client, record, self._folder / path)
             case {"type": "end", "status": str(status), "time": int(ms)}:
-                self._call(client.set_terminated, self._run_id, status, ms)
+                self._end_run(client, status, ms)
             case {"type": str()}:
                 self._give_up(record, "this version of lzsweep does not know such a record")
 
@@ -222,7 +227,7 @@ class _Outbox:
         def send(part: Sequence[RunTag]) -> None:
             client.log_batch(self._run_id, tags=part)
 
-        items = [RunTag(_name(k), _text(v)[:_MAX_TAG]) for k, v in tags.items()]
+        items = [RunTag(fit_name(k), fit_tag(v)) for k, v in tags.items()]
         for part in _chunks(items, _MAX_PAIRS):
             self._offer(client, send, part, dict)
 
@@ -232,7 +237,7 @@ class _Outbox:
         def send(part: Sequence[Param]) -> None:
             client.log_batch(self._run_id, params=part)
 
-        items = [Param(_name(k), _text(v)[:_MAX_PARAM]) for k, v in params.items()]
+        items = [Param(fit_name(k), fit_param(v)) for k, v in params.items()]
         if items and not self._fresh:
             known = self._call(client.get_run, self._run_id).data.params
             drift = {p.key: p.value for p in items if known.get(p.key, p.value) != p.value}
@@ -245,7 +250,7 @@ class _Outbox:
         if not path.exists():
             self._give_up(record, f"{path} is not there")
             return
-        inside = _text(record.get("artifact_path", ""))
+        inside = fit_text(record.get("artifact_path", ""))
         files = [(path, inside)]
         if path.is_dir():
             files = [
@@ -342,82 +347,25 @@ class _Outbox:
 
 def _read_state(folder: Path) -> _State:
     try:
-        return _State(**json.loads((folder / STATE_NAME).read_text()))
+        state = _State(**json.loads((folder / STATE_NAME).read_text()))
     except FileNotFoundError:
         return _State()
     except (ValueError, TypeError):
         return _State(creating=True)
-
-
-def _find_run(client: MlflowClient, experiment: str, key: str) -> str | None:
-    try:
-        runs = client.search_runs(
-            [experiment], filter_string=f"tags.`{KEY_TAG}` = '{key}'", max_results=100
-        )
-    except Exception as e:
-        raise judge(e) from e
-    first = min(runs, key=lambda r: (r.info.start_time, r.info.run_id), default=None)
-    return None if first is None else str(first.info.run_id)
-
-
-def _first_start(path: Path) -> Record | None:
-    return next((r for r, _ in read_records(path) if r.get("type") == "start"), None)
-
-
-def _alone(uri: str) -> AbstractContextManager[object]:
-    """Keep other processes of this machine from making the same shared run in a database."""
-    file = sqlite_file(uri)
-    return FileLock(f"{file}.lock") if file else nullcontext()
-
-
-def _create_run(client: MlflowClient, experiment: str, start: Record) -> str:
-    run = start["run"]
-    own = ("mlflow.user", "mlflow.source.name", "mlflow.source.type")
-    tags = {k: _text(v)[:_MAX_TAG] for k, v in run["tags"].items() if k in own}
-    tags[KEY_TAG] = run["key"]
-    if run["parent_run_id"]:
-        tags["mlflow.parentRunId"] = run["parent_run_id"]
-    name = _text(run["name"])[:_MAX_NAME]
-    try:
-        began = int(time.time() * 1000) if run["shared"] else start["time"]
-        made = client.create_run(experiment, start_time=began, tags=tags, run_name=name)
-    except Exception as e:
-        raise judge(e) from e
-    return str(made.info.run_id)
-
-
-def _settle(client: MlflowClient, experiment: str, key: str, mine: str) -> str:
-    """Two programs may make a shared run at once through a server: both keep the older one."""
-    time.sleep(0.5)  # So that whoever took an earlier time has its run made.
-    first = _find_run(client, experiment, key) or mine
-    if first != mine:
-        try:
-            client.delete_run(mine)
-        except Exception as e:
-            raise judge(e) from e
-    return first
+    journal = folder / JOURNAL_NAME
+    # A journal shorter than what was sent of it is another one.
+    return state if journal.exists() and journal.stat().st_size >= state.offset else _State()
 
 
 def _metrics_of(record: Record) -> Iterator[Metric]:
     from mlflow.entities import Metric
 
     for name, value in record["values"].items():
-        yield Metric(_name(name), float(value), record["time"], record["step"])
+        yield Metric(fit_name(name), float(value), record["time"], record["step"])
 
 
 def _chunks(items: Sequence[_T], size: int) -> Iterator[Sequence[_T]]:
     return (items[i : i + size] for i in range(0, len(items), size))
-
-
-def _name(name: str) -> str:
-    """A name that MLflow takes: letters, digits and `/_-.: `, no path tricks, not too long."""
-    plain = posixpath.normpath(_NOT_IN_NAMES.sub("_", name)).strip("/")
-    return plain.replace("..", "__")[:_MAX_NAME].strip(".") or "unnamed"
-
-
-def _text(text: object) -> str:
-    # A database takes neither NUL nor half a surrogate pair.
-    return str(text).replace("\0", "\ufffd").encode("utf-8", "replace").decode()
 
 
 @contextmanager

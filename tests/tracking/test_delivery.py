@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 
 from lzsweep.errors import TrackingError
 from lzsweep.tracking import outbox
 from lzsweep.tracking.client import connect
 from lzsweep.tracking.delivery import deliver, sync
-from lzsweep.tracking.journal import Journal
+from lzsweep.tracking.journal import JOURNAL_NAME, Journal
 from lzsweep.tracking.outbox import STATE_NAME, UNDELIVERABLE_NAME, is_delivered, run_id_of
 from tests.tracking.conftest import Server
 
@@ -189,6 +190,37 @@ def test_kill_between_any_two_calls_doubles_nothing(server: Server, tmp_path: Pa
         assert points(server.uri, folder, "a") == [(1, 1.0), (2, 2.0)]
         assert len(points(server.uri, folder, "b")) == 1
     assert at > 25
+
+
+def test_run_made_after_we_gave_up_on_it_is_dropped(server: Server, tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", experiment="late")
+    client = connect(server.uri)
+    made_late: list[Callable[[], Any]] = []
+
+    def too_slow(*args: Any, **kwargs: Any) -> Any:
+        made_late.append(lambda: real(*args, **kwargs))
+        raise requests.exceptions.ReadTimeout
+
+    real = client.create_run
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(client, "create_run", too_slow)
+        with pytest.raises(TrackingError, match="ReadTimeout"):
+            deliver(folder, server.uri)
+        patch.setattr(client, "create_run", lambda *a, **k: (real(*a, **k), made_late.pop()())[0])
+        assert deliver(folder, server.uri)
+    (run,) = runs_of(server.uri, "late")
+    assert run.info.run_id == run_id_of(folder) and run.info.status == "FINISHED"
+
+
+def test_new_journal_in_an_old_folder_is_a_new_run(sqlite_uri: str, tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", 100)
+    deliver(folder, sqlite_uri)
+    first = run_id_of(folder)
+    (folder / JOURNAL_NAME).unlink()
+    write_run(folder, 5)
+    assert deliver(folder, sqlite_uri)
+    assert run_id_of(folder) != first
+    assert len(points(sqlite_uri, folder, "lr")) == 5
 
 
 def _deliver_whole(folder: Path, uri: str) -> None:

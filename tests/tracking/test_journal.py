@@ -70,6 +70,16 @@ def test_resumed_attempt_logs_no_step_twice(tmp_path: Path) -> None:
     assert _steps(tmp_path, "new") == [20, 30, 40, 50, 60, 70]
 
 
+def test_passwords_do_not_get_into_the_journal(tmp_path: Path) -> None:
+    with Journal(tmp_path) as journal:
+        uri = "postgresql://me:s3cret@host/db"
+        journal.start(experiment="e", name="n", params={"uri": uri}, tags={"uri": uri})
+        journal.params({"later": uri})
+        journal.tags({"later": uri})
+    text = journal.path.read_text()
+    assert "s3cret" not in text and text.count("postgresql://***@host/db") == 4
+
+
 def test_second_start_takes_the_same_run_up_again(tmp_path: Path) -> None:
     with Journal(tmp_path, clock=lambda: 1.0) as journal:
         assert journal.status is None

@@ -230,6 +230,7 @@ def _use_new_database(folder: Path, uri: str) -> None:
     assert deliver(write_run(folder, 200), uri, wait_s=120)
 
 
+@pytest.mark.slow
 def test_processes_share_a_new_database(tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path}/new/mlflow.db"
     folders = [tmp_path / str(i) for i in range(4)]
