@@ -92,7 +92,7 @@ def dump_supervised(sgf: Path, folder: Path) -> Counter[Record]:
         data = chunk.read_bytes()
         lines = gzip.decompress(data).decode("ascii").split("\n") if data else []
         for start in range(0, len(lines) - 1, RECORD_LINES):
-            records[_parse_record(lines[start : start + RECORD_LINES])] += 1
+            records[parse_record(lines[start : start + RECORD_LINES])] += 1
     return records
 
 
@@ -115,7 +115,7 @@ def game_records(game: Game) -> list[Record]:
     return records
 
 
-def _parse_record(lines: list[str]) -> Record:
+def parse_record(lines: list[str]) -> Record:
     planes = []
     for line in lines[:16]:
         bits = "".join(f"{int(digit, 16):04b}" for digit in line[:90]) + line[90]
