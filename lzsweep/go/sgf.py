@@ -12,7 +12,10 @@ import hashlib
 import itertools
 import multiprocessing
 import os
+import signal
 import sys
+import threading
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -27,7 +30,8 @@ __all__ = ["FRAME_BYTES", "Drop", "Game", "content_key", "read_games"]
 
 # Part of every content key: a change in what is read from the same files must change it.
 _READER_VERSION = b"sgf 1"
-_BATCH_BYTES = 1 << 18  # SGF text handed to a process at a time, some 100 to 200 games
+_BATCH_BYTES = 1 << 16  # SGF text handed to a process at a time, some 50 games
+_PARENT_CHECK_S = 1.0
 
 _Item = tuple[str, bytes] | Drop
 _Record = Game | Drop
@@ -106,7 +110,9 @@ def _read_batches(batches: Iterator[list[_Item]], workers: int, strict: bool) ->
         return
     # On Linux a fork is ready at once and the workers run nothing but this module's code.
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context)
+    pool = ProcessPoolExecutor(
+        workers, mp_context=context, initializer=_enter_worker, initargs=(os.getpid(),)
+    )
     waiting: deque[Future[list[_Record]]] = deque()
     try:
         for batch in everything:
@@ -123,6 +129,18 @@ def _read_batches(batches: Iterator[list[_Item]], workers: int, strict: bool) ->
         ) from e
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _enter_worker(parent: int) -> None:
+    # The reader itself decides what Ctrl-C means; and an idle worker would outlive a killed one.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_exit_without, args=(parent,), daemon=True).start()
+
+
+def _exit_without(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(_PARENT_CHECK_S)
+    os._exit(1)
 
 
 def _n_cores() -> int:

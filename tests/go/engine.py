@@ -40,6 +40,14 @@ def find_program(name: str) -> str:
     return str(found)
 
 
+def is_alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"
+
+
 def shared_data(name: str) -> Path:
     """A file of games that may not be part of the project."""
     folder = Path(os.environ.get("LZSWEEP_SHARED_DATA", PROJECT.parent / "shared" / "data"))

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from lzsweep.go.gtp import Engine, GtpDeadError, GtpError, GtpRefusedError
-from tests.go.engine import find_program
+from tests.go.engine import find_program, is_alive
 
 SCRIPT = Path(__file__).with_name("misbehaving_engine.py")
 
@@ -20,14 +20,6 @@ SCRIPT = Path(__file__).with_name("misbehaving_engine.py")
 def engine() -> Iterator[Engine]:
     with Engine([sys.executable, "-I", "-S", str(SCRIPT)], timeout_s=20) as running:
         yield running
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
-    except FileNotFoundError:
-        return False
-    return state != "Z"
 
 
 def test_answers_with_chatter_and_crlf(engine: Engine) -> None:

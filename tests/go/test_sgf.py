@@ -7,8 +7,10 @@ import multiprocessing
 import random
 import re
 import shutil
+import time
 from collections import Counter
 from collections.abc import Iterator
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +22,7 @@ from lzsweep.errors import DataError
 from lzsweep.go.board import BLACK, PASS, WHITE, format_move
 from lzsweep.go.sgf import FRAME_BYTES, Drop, Game, content_key, read_games
 from lzsweep.go.sgftree import Chopper, parse_tree
-from tests.go.engine import CASES, PROJECT, dump_supervised, game_records, shared_data
+from tests.go.engine import CASES, PROJECT, dump_supervised, game_records, is_alive, shared_data
 
 BUNDLED = PROJECT / "lzsweep" / "data" / "gnugo_selfplay.sgf.gz"
 PLAIN = b"(;GM[1]FF[4]SZ[19]KM[6.5]RE[B+R];B[pd];W[dd];B[pq];W[dp];B[qk])"
@@ -253,7 +255,31 @@ def test_many_processes_give_the_same_games_in_the_same_order() -> None:
 def test_reading_may_stop_in_the_middle() -> None:
     games = read_games(BUNDLED, workers=2)
     assert isinstance(next(games), Game)
+    assert multiprocessing.active_children()
     games.close()  # type: ignore[attr-defined]
+
+
+def _read_and_wait(pids: Connection) -> None:
+    games = read_games(BUNDLED, workers=2)
+    next(games)
+    pids.send([process.pid for process in multiprocessing.active_children()])
+    time.sleep(1000)
+
+
+def test_workers_do_not_outlive_a_killed_reader() -> None:
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe()
+    reader = context.Process(target=_read_and_wait, args=(theirs,))
+    reader.start()
+    assert ours.poll(60)
+    pids = ours.recv()
+    reader.kill()
+    reader.join()
+    assert len(pids) == 2
+    deadline = time.monotonic() + 20
+    while any(is_alive(pid) for pid in pids) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(is_alive(pid) for pid in pids)
 
 
 def test_a_content_key_hangs_on_content_alone(tmp_path: Path) -> None:
