@@ -19,11 +19,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from lzsweep.commands import NAMES, run_command
 from lzsweep.config import OwnConf, conf_dir, explain, nearest, register_schemas
 from lzsweep.errors import LzsweepError, UserError
 from lzsweep.sweep.plugin import PullSweeper
-
-SUBCOMMANDS = ("list", "status", "best", "sync")
 
 _failed: list[LzsweepError] = []
 
@@ -37,9 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         _refuse_unknown_word(arguments)
-        if arguments and arguments[0] in SUBCOMMANDS:
-            from lzsweep.commands import run_command
-
+        if arguments and arguments[0] in NAMES:
             return run_command(arguments)
         return _run_hydra(arguments)
     except LzsweepError as error:
@@ -90,10 +87,10 @@ def _run_hydra(arguments: list[str]) -> int:
 
 def _refuse_unknown_word(arguments: Sequence[str]) -> None:
     # `lzsweep statu` would otherwise be told off by the override grammar.
-    if arguments and re.fullmatch(r"[a-z_]+", arguments[0]) and arguments[0] not in SUBCOMMANDS:
+    if arguments and re.fullmatch(r"[a-z_]+", arguments[0]) and arguments[0] not in NAMES:
         raise UserError(
-            f"the first word must be a command ({', '.join(SUBCOMMANDS)}) or an override"
-            f" (key=value), but got {arguments[0]!r}; {nearest(arguments[0], SUBCOMMANDS)}"
+            f"the first word must be a command ({', '.join(NAMES)}) or an override"
+            f" (key=value), but got {arguments[0]!r}; {nearest(arguments[0], NAMES)}"
         )
 
 

@@ -191,7 +191,7 @@ def register_schemas() -> None:
     """Put the schemas where defaults lists find them; below `hydra/` the help hides them."""
     for schema in (Root, Network, Data, Loss, Trainer):
         ConfigStore.instance().store(
-            name=schema.__name__.lower(), group="hydra/schema", node=schema
+            name=schema.__name__.lower(), group="hydra/schema", node=schema, replace=True
         )
 
 

@@ -32,6 +32,7 @@ class Attempt:
             target=run_trial, args=(spec, child), name=f"trial {spec.folder}"
         )
         self._end: End | None = None
+        self._is_gone = False
         self._stop_sent = False
         with _processes:
             self._process.start()
@@ -59,7 +60,7 @@ class Attempt:
         """
         deadline: float | None = None
         try:
-            while self._process_runs():
+            while self._end is None and not self._is_gone:
                 if is_stopping():
                     self.stop()
                 if deadline is not None and time.monotonic() > deadline:
@@ -72,7 +73,8 @@ class Attempt:
                     self._send(answer(message))
                 elif isinstance(message, End):
                     self._end = message
-                    self._leave()
+            wait([self._process.sentinel], GRACE_AFTER_END_S)
+            self.kill()
             return self._end or self._died_of(self._exit_code())
         finally:
             self.kill()
@@ -91,22 +93,18 @@ class Attempt:
                 self._process.kill()
                 wait([self._process.sentinel])
 
-    def _leave(self) -> None:
-        wait([self._process.sentinel], GRACE_AFTER_END_S)
-        self.kill()
-
-    def _process_runs(self) -> bool:
-        # Words that were sent before the end are read first.
-        return self._end is None and (self._pipe.poll() or not wait([self._process.sentinel], 0))
-
     def _next_message(self) -> Started | Report | End | None:
-        wait([self._pipe, self._process.sentinel], timeout=0.2)
-        try:
-            if self._pipe.poll():
+        ready = wait([self._pipe, self._process.sentinel], timeout=0.2)
+        # Words sent before the end are read first. The sentinel tells of a death even when a
+        # grandchild keeps the pipe open.
+        if self._pipe in ready:
+            try:
                 message: Started | Report | End = self._pipe.recv()
                 return message
-        except (EOFError, OSError):
-            self._leave()
+            except (EOFError, OSError):
+                self._is_gone = True
+        elif ready:
+            self._is_gone = True
         return None
 
     def _send(self, word: Word) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -15,8 +15,10 @@ from optuna.distributions import CategoricalDistribution
 
 from lzsweep.config import METRICS, WEIGHTED, compose, explain
 from lzsweep.errors import ConfigError, LzsweepError
+from lzsweep.sweep.slots import find_slots
 from lzsweep.sweep.space import Space, Value, to_overrides
 from lzsweep.tracking.runs import check_server
+from lzsweep.train.run import prepare_data
 
 Direction = Literal["minimize", "maximize"]
 
@@ -64,7 +66,10 @@ def check_sweep(
     if configs:
         problems += _objective_problems(configs[0], space)
     problems += _place_problems(cfg, is_basic=is_basic)
-    checks = [partial(_check_data, data) for data in _distinct(configs, "data")]
+    checks: list[Callable[[], object]] = [
+        partial(find_slots, str(cfg.worker.slots), cfg.worker.slots_per_device)
+    ]
+    checks += [partial(prepare_data, data) for data in _distinct(configs, "data")]
     if cfg.logger is not None:
         checks.append(partial(check_server, cfg.tracking.uri))
     for check in checks:
@@ -139,11 +144,3 @@ def _distinct(configs: Sequence[Mapping[str, Any]], key: str) -> list[Any]:
         if config[key] not in found:
             found.append(config[key])
     return found
-
-
-def _check_data(data: Mapping[str, Any]) -> None:
-    """Turn the games into the store now: no trial waits for it, and bad games are told here."""
-    if str(data.get("_target_")) == "lzsweep.train.data.GoData":
-        from lzsweep.train.store import ensure_store
-
-        ensure_store(data["path"], data["cache_dir"])

@@ -19,6 +19,7 @@ from lzsweep.tracking.journal import Journal, Status
 from lzsweep.tracking.outbox import run_id_of
 from lzsweep.tracking.runs import check_server, code_version
 from lzsweep.tracking.system import SystemSampler
+from lzsweep.train.store import ensure_store
 
 DELIVERY_S = 60.0
 """Time MLflow is given at the end before the rest is left to `lzsweep sync`."""
@@ -38,6 +39,7 @@ def run(cfg: DictConfig) -> float | list[float]:
     plain = {str(key): value for key, value in config.items()}
     hydra = HydraConfig.get()
     folder = Path(hydra.runtime.output_dir)
+    prepare_data(plain["data"])
     with _recorded(plain, folder, list(hydra.overrides.task), job=_job(hydra)):
         from lzsweep.train.fit import train  # torch and Lightning: tens of seconds
 
@@ -49,6 +51,19 @@ def run(cfg: DictConfig) -> float | list[float]:
     if isinstance(wanted, list):
         return list(objectives_of(metrics, [w["metric"] for w in wanted]))
     return objectives_of(metrics, [wanted["metric"]])[0]
+
+
+def prepare_data(data: Mapping[str, Any]) -> None:
+    """Turn the games of a `data` node into the store, before anything heavy is imported.
+
+    No trial waits for it then, and missing or unusable games are told at once. A user's own
+    `_target_` prepares its data itself.
+
+    Raises:
+        DataError: no game there can be used.
+    """
+    if data.get("_target_") == "lzsweep.train.data.GoData":
+        ensure_store(data["path"], data["cache_dir"])
 
 
 def objectives_of(metrics: Mapping[str, float], names: Sequence[str]) -> tuple[float, ...]:

@@ -1,16 +1,14 @@
-"""The subcommands: what was swept, how it goes, what won, and what MLflow still lacks."""
+"""`list`, `status`, `best`: what was swept, how it goes, what won. `sync`: what MLflow lacks."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.table import Table
 
+from lzsweep.commands import Format, Output, app, print_json
 from lzsweep.errors import UserError
 from lzsweep.sweep.report import (
     count_states,
@@ -24,31 +22,9 @@ from lzsweep.sweep.report import (
 from lzsweep.sweep.study import STATES, list_studies, open_study
 from lzsweep.tracking.delivery import sync as deliver_all
 
-app = typer.Typer(
-    add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False, help=__doc__
-)
-
-
-class Format(StrEnum):
-    """How a listing is printed."""
-
-    table = "table"
-    json = "json"
-
-
 Storage = Annotated[str, typer.Option(envvar="LZSWEEP_STORAGE", help="URL of the study database.")]
-Output = Annotated[Format, typer.Option("--format", help="A table for people, JSON for scripts.")]
 Name = Annotated[str, typer.Argument(metavar="STUDY", help="Name of the study; see `list`.")]
 SQLITE = "sqlite:///lzsweep.db"
-
-
-def run_command(arguments: Sequence[str]) -> int:
-    """Run a subcommand and return its exit code; typer itself words what is wrong with usage."""
-    try:
-        app(list(arguments), prog_name="lzsweep")
-    except SystemExit as end:
-        return int(end.code or 0)
-    return 0
 
 
 @app.command(
@@ -70,7 +46,7 @@ def list_command(storage: Storage = SQLITE, format: Output = Format.table) -> No
         for s in studies
     ]
     if format is Format.json:
-        _print_json(data)
+        print_json(data)
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("study", *STATES, "of", "best"):
@@ -92,7 +68,7 @@ def status(study: Name, storage: Storage = SQLITE, format: Output = Format.table
     _must_exist(storage)
     opened = open_study(storage, study)
     if format is Format.json:
-        _print_json(describe(opened))
+        print_json(describe(opened))
         return
     trials = opened.trials()
     console = make_console()
@@ -113,7 +89,7 @@ def best(study: Name, storage: Storage = SQLITE, format: Output = Format.table) 
     _must_exist(storage)
     opened = open_study(storage, study)
     if format is Format.json:
-        _print_json(describe_best(opened))
+        print_json(describe_best(opened))
         return
     trials = opened.best()
     if not trials:
@@ -156,7 +132,3 @@ def _must_exist(storage: str) -> None:
             f"the study database must exist, but there is no {path} in {Path.cwd()};"
             " go to the folder where the sweep was started, or set --storage"
         )
-
-
-def _print_json(data: Any) -> None:
-    print(json.dumps(data, indent=2, ensure_ascii=False))

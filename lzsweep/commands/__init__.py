@@ -1,0 +1,42 @@
+"""The subcommands, a module each noun; `cli.py` hands over when the first word is one of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from enum import StrEnum
+from typing import Annotated, Any
+
+import typer
+
+NAMES = ("list", "status", "best", "sync", "data")
+"""What may be the first word of a command line."""
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+
+
+class Format(StrEnum):
+    """How a listing is printed."""
+
+    table = "table"
+    json = "json"
+
+
+Output = Annotated[Format, typer.Option("--format", help="A table for people, JSON for scripts.")]
+
+
+def run_command(arguments: Sequence[str]) -> int:
+    """Run a subcommand and return its exit code; typer itself words what is wrong with usage."""
+    if arguments[0] == "data":
+        from lzsweep.commands import data  # noqa: F401
+    else:
+        from lzsweep.commands import study  # noqa: F401
+    try:
+        app(list(arguments), prog_name="lzsweep")
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
+def print_json(data: Any) -> None:
+    print(json.dumps(data, indent=2, ensure_ascii=False))

@@ -1,0 +1,86 @@
+"""Real sweeps in this very process; its forkserver imports torch once for all of them."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+from lzsweep.cli import main
+
+QUICK = (
+    "batch_size=32",
+    "trainer.max_epochs=2",
+    "trainer.limit_train_batches=4",
+    "trainer.limit_val_batches=1",
+    "trainer.limit_test_batches=1",
+)
+
+
+class Cli:
+    """The command line, in the working folder of the test."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
+        self._capsys = capsys
+
+    def __call__(self, *arguments: str) -> tuple[int, str, str]:
+        """Run a command line; exit code, standard output, standard error."""
+        self._capsys.readouterr()
+        code = main(arguments)
+        out, err = self._capsys.readouterr()
+        return code, out, err
+
+    def sweep(self, *arguments: str) -> str:
+        """Run a quick sweep that must succeed; its output."""
+        code, out, err = self("-m", *QUICK, *arguments)
+        assert code == 0, err
+        return out
+
+    def status(self, study: str) -> dict[str, Any]:
+        code, out, err = self("status", study, "--format", "json")
+        assert code == 0, err
+        status: dict[str, Any] = json.loads(out)
+        return status
+
+
+@pytest.fixture
+def cli(work: Path, capsys: pytest.CaptureFixture[str]) -> Cli:
+    return Cli(capsys)
+
+
+def find_runs(work: Path) -> tuple[list[Run], list[Run]]:
+    """Parents and trials as MLflow itself tells them, oldest first."""
+    client = MlflowClient(f"sqlite:///{work / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("lzsweep")
+    runs = client.search_runs([experiment.experiment_id], order_by=["attribute.start_time"])
+    parents = [r for r in runs if r.data.tags.get("lzsweep.kind") == "study"]
+    return parents, [r for r in runs if r not in parents]
+
+
+def check_study(cli: Cli, work: Path, study: str, n_trials: int) -> dict[str, Any]:
+    """What must hold after any sweep, whatever happened on the way."""
+    status = cli.status(study)
+    states = status["states"]
+    assert states["running"] == states["waiting"] == 0
+    assert states["complete"] + states["pruned"] + states["failed"] == n_trials
+    parents, trials = find_runs(work)
+    (parent,) = [p for p in parents if p.data.tags["lzsweep.study"] == study]
+    assert parent.info.status == "FINISHED"
+    runs = {r.info.run_id: r for r in trials if r.data.tags["lzsweep.study"] == study}
+    assert len(runs) == n_trials, "one run a trial"
+    client = MlflowClient(f"sqlite:///{work / 'mlflow.db'}")
+    for trial in status["trials"]:
+        run = runs[trial["run_id"]]
+        assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
+        assert run.data.tags["lzsweep.trial"] == str(trial["number"])
+        assert run.data.params == {k: str(v) for k, v in trial["params"].items()}
+        assert run.info.status == ("FAILED" if trial["state"] == "failed" else "FINISHED")
+        for key in run.data.metrics:
+            steps = Counter(m.step for m in client.get_metric_history(run.info.run_id, key))
+            assert max(steps.values()) == 1, f"{key} doubled: {steps}"
+    return status

@@ -1,0 +1,218 @@
+"""Whole sweeps: the budget, the grid, what MLflow shows, faults, joining."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from multiprocessing import forkserver
+from pathlib import Path
+
+import psutil
+import pytest
+from mlflow import MlflowClient
+
+from lzsweep.cli import main
+from lzsweep.sweep.study import Study, Trial, open_study
+from tests.sweep.conftest import QUICK, Cli, check_study, find_runs
+
+pytestmark = pytest.mark.slow
+
+SPACE = ("network=tiny,small", "lr=tag(log,interval(1e-3,1e-1))")
+
+
+def test_the_same_command_joins_and_a_larger_budget_trains_the_rest(cli: Cli, work: Path) -> None:
+    command = ("study.name=a", *SPACE, "hydra/sweeper/pruner=none")
+    out = cli.sweep(*command, "study.n_trials=3")
+    assert "new study a: minimize val/loss_unweighted over network=tiny,small" in out
+    assert "a: 3 of 3 trials finished (3 complete)" in out
+    assert "overhead a trial" in out
+    assert "train it again: lzsweep --config-dir multirun/a +best=best" in out
+    again = cli.sweep(*command, "study.n_trials=3")
+    assert "study a is complete: 3 of 3 trials" in again
+    assert "running" not in again
+    before = cli.status("a")["trials"]
+    cli.sweep(*command, "study.n_trials=5")
+    status = check_study(cli, work, "a", 5)
+    assert status["trials"][:3] == before
+    for trial in status["trials"]:
+        run = MlflowClient(f"sqlite:///{work}/mlflow.db").get_run(trial["run_id"])
+        assert run.data.tags["lzsweep.state"] == trial["state"] == "complete"
+        assert trial["values"] == [trial["metrics"]["val/loss_unweighted"]]
+        logged = MlflowClient(f"sqlite:///{work}/mlflow.db").get_metric_history(
+            trial["run_id"], "val/loss_unweighted"
+        )
+        assert min(m.value for m in logged) == pytest.approx(trial["values"][0])
+
+
+def test_discrete_choices_are_the_full_grid_each_once(cli: Cli, work: Path) -> None:
+    cli.sweep("study.name=grid", "network=tiny,small", "lr=0.01,0.05", "hydra/sweeper/pruner=none")
+    status = check_study(cli, work, "grid", 4)
+    points = sorted((t["params"]["network"], t["params"]["lr"]) for t in status["trials"])
+    assert points == [("small", 0.01), ("small", 0.05), ("tiny", 0.01), ("tiny", 0.05)]
+
+
+def test_best_is_a_config_that_trains_again(cli: Cli, work: Path) -> None:
+    cli.sweep("study.name=b", "network=tiny", "lr=0.01,0.02", "hydra/sweeper/pruner=none")
+    best = cli.status("b")["best"]
+    code, out, err = cli("--config-dir", "multirun/b", "+best=best", "--cfg", "job")
+    assert code == 0, err
+    assert f"lr: {best['params']['lr']}" in out
+    assert "blocks: 2" in out
+    assert "limit_train_batches: 4" in out
+    assert "name: null" in out, "the study is no part of what was found"
+
+
+@pytest.mark.parametrize("sweeper", ["basic", "optuna"])
+def test_a_stock_sweeper_runs_plain_trainings(cli: Cli, work: Path, sweeper: str) -> None:
+    code, _, err = cli(
+        "-m", *QUICK, f"hydra/sweeper={sweeper}", "network=tiny", "lr=0.01,0.05",
+        *(["hydra.sweeper.n_trials=2"] if sweeper == "optuna" else []),
+    )  # fmt: skip
+    assert code == 0, err
+    parents, runs = find_runs(work)
+    assert parents == []
+    assert len(runs) == 2
+    assert {r.info.status for r in runs} == {"FINISHED"}
+    assert all("val/loss_unweighted" in r.data.metrics for r in runs)
+
+
+def test_a_killed_trial_process_goes_on_from_its_checkpoint(cli: Cli, work: Path) -> None:
+    killed: list[int] = []
+
+    def kill_one(study: Study, trials: list[Trial]) -> None:
+        victims = [p for p in trial_processes() if str(work / "multirun/k/0") in open_files(p)]
+        if not killed and victims and any(t.number == 0 and len(t.curve) > 2 for t in trials):
+            killed.append(victims[0].pid)
+            victims[0].kill()
+
+    with watching("k", kill_one):
+        cli.sweep(
+            "study.name=k", "network=tiny", "lr=0.01,0.02", "trainer.max_epochs=30",
+            "hydra/sweeper/pruner=none",
+        )  # fmt: skip
+    assert killed
+    check_study(cli, work, "k", 2)
+    trial = next(t for t in open_study("sqlite:///lzsweep.db", "k").trials() if t.number == 0)
+    assert trial.attempt == 2
+    assert trial.state == "complete"
+    assert sorted(trial.curve) == list(range(1, 31)), "each epoch reported once"
+    log = (work / "multirun/k/0/trial.log").read_text()
+    assert log.count("epoch 0,") == 1, "the second attempt did not start anew"
+
+
+def test_a_killed_sweep_goes_on_by_the_same_command(cli: Cli, work: Path) -> None:
+    command = (
+        "-m", *QUICK, "study.name=w", *SPACE, "study.n_trials=4", "trainer.max_epochs=12",
+        "hydra/sweeper/pruner=none",
+    )  # fmt: skip
+    process = multiprocessing.get_context("fork").Process(target=in_own_group, args=(command,))
+    process.start()
+    wait_for(lambda: any(t.curve and not t.is_finished for t in trials_of("w")))
+    assert process.pid is not None
+    os.killpg(process.pid, signal.SIGKILL)
+    process.join()
+    n_before = sum(t.is_finished for t in trials_of("w"))
+    assert n_before < 4
+    code, _, err = cli(*command)
+    assert code == 0, err
+    status = check_study(cli, work, "w", 4)
+    assert [t["number"] for t in status["trials"]] == [0, 1, 2, 3]
+    assert max(t.attempt for t in trials_of("w")) == 2
+
+
+def test_ctrl_c_hands_the_trials_back(cli: Cli, work: Path) -> None:
+    command = (*SPACE, "study.name=c", "study.n_trials=2", "trainer.max_epochs=40")
+
+    def interrupt(study: Study, trials: list[Trial]) -> None:
+        if any(t.curve for t in trials):
+            os.kill(os.getpid(), signal.SIGINT)
+            study.name = ""  # once
+
+    with watching("c", interrupt):
+        code, _, err = cli("-m", *QUICK, *command)
+    assert code == 1
+    assert "SIGINT: trials write a checkpoint and go back to the study" in err
+    assert "the same command goes on with it" in err
+    assert "waiting" in {t["state"] for t in cli.status("c")["trials"]}
+    cli.sweep(*command, "hydra/sweeper/pruner=none")
+    check_study(cli, work, "c", 2)
+
+
+def test_the_same_error_three_times_stops_the_study(cli: Cli, work: Path) -> None:
+    code, out, err = cli(
+        "-m", *QUICK, "study.name=e", "network=tiny", "lr=interval(0.01,0.1)",
+        "study.n_trials=9", "worker.slots=1", "optimizer.momentum=-1",
+    )  # fmt: skip
+    assert code == 1
+    assert "study e was stopped: the same error 3 times running" in err
+    assert "momentum" in err
+    assert cli.status("e")["states"]["failed"] == 3
+    assert "see multirun/e/0/trial.log" in out
+
+
+def test_a_lost_learning_rate_is_infeasible_not_fatal(cli: Cli, work: Path) -> None:
+    cli.sweep("study.name=n", "network=tiny", "lr=1e12,0.01", "hydra/sweeper/pruner=none")
+    status = check_study(cli, work, "n", 2)
+    assert [t["state"] for t in status["trials"]] == ["failed", "complete"]
+    assert "finite" in status["trials"][0]["reason"]
+
+
+def trials_of(study: str) -> list[Trial]:
+    if not Path("lzsweep.db").exists():
+        return []
+    try:
+        return open_study("sqlite:///lzsweep.db", study).trials()
+    except Exception:  # not there yet
+        return []
+
+
+def trial_processes() -> list[psutil.Process]:
+    server = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
+    return psutil.Process(server).children() if server else []
+
+
+def open_files(process: psutil.Process) -> str:
+    try:
+        return " ".join(file.path for file in process.open_files())
+    except psutil.Error:
+        return ""
+
+
+def wait_for(condition: Callable[[], bool], timeout_s: float = 180) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.5)
+
+
+def in_own_group(command: tuple[str, ...]) -> None:
+    os.setsid()
+    forkserver._forkserver.__init__()  # type: ignore[misc,attr-defined]  # the parent's is not ours
+    main(command)
+
+
+class watching:
+    """Calls a function with the study and its trials, again and again, while the body runs."""
+
+    def __init__(self, name: str, function: Callable[[Study, list[Trial]], None]) -> None:
+        self._name = name
+        self._function = function
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._loop)
+
+    def _loop(self) -> None:
+        wait_for(lambda: bool(trials_of(self._name)) or self._done.is_set())
+        study = open_study("sqlite:///lzsweep.db", self._name)
+        while not self._done.wait(0.1) and study.name:
+            self._function(study, study.trials())
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()

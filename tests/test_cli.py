@@ -1,0 +1,140 @@
+"""The one door: every mistake is one clear line and exit code 2, before anything has started."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.sweep.conftest import Cli, cli  # noqa: F401
+
+SWEEP = ("-m", "study.name=s", "network=tiny", "lr=0.1,0.2")
+
+
+def refused(run: Cli, *arguments: str) -> str:
+    """Run a command that is to be refused; the message."""
+    code, out, err = run(*arguments)
+    assert code == 2, (out, err)
+    assert "Traceback" not in out + err
+    assert not list(Path("multirun").glob("*/0")), "a trial was started"
+    return err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["networ=small"], "networ is not a key of the configuration; did you mean network?"),
+        (
+            ["network=smal"],
+            "the options of network are big, huge, small, tiny; did you mean small",
+        ),
+        (["network.block=3"], "did you mean network.blocks?"),
+        (["lr=abc"], "lr=abc: Value 'abc' of type 'str' could not be converted to Float"),
+        (["trainer.max_epoch=3"], "did you mean trainer.max_epochs?"),
+        (["network=small,big"], "holds several values, which only a sweep takes: add -m"),
+        (["statu"], "did you mean status?"),
+        (["a.b"], "missing EQUAL"),
+        (["status", "x"], "there is no lzsweep.db in"),
+        (["sync", "nowhere"], "a folder must exist to be looked in, but nowhere does not"),
+        (["data=sgf", "data.path=nowhere"], "nowhere"),
+        ([*SWEEP, "data=sgf", "data.path=nowhere"], "nowhere"),
+        (["-m", "lr=interval(1,0.1)"], "lr=interval(1,0.1): `low <= high` must hold"),
+        (["-m", "lr=tag(log,interval(0,1))"], "`low > 0` must hold for a log interval"),
+        (["-m", "network=tiny,smal", "lr=0.1"], "did you mean small?"),
+        ([*SWEEP, "objective.metric=val/los"], "val/los never is; did you mean val/loss"),
+        ([*SWEEP, "objective.direction=down"], "must be minimize or maximize, but got 'down'"),
+        ([*SWEEP, "objective.metric=val/loss", "loss.value=0.1,1"], "small weights would win"),
+        ([*SWEEP, "worker.count=2"], "the basic launcher runs one worker"),
+        ([*SWEEP, "hydra/launcher=slurm"], "study.storage must be reachable from other machines"),
+        ([*SWEEP, "worker.slots=0"], "worker.slots must be `auto` or at least 1"),
+        ([*SWEEP, "tracking.uri=ftp://x"], "ftp"),
+        ([*SWEEP, "study.storage=sqlite:///no/such/x.db"], "folder of the study database"),
+    ],
+)
+def test_a_mistake_is_one_line(cli: Cli, arguments: list[str], message: str) -> None:  # noqa: F811
+    assert message in refused(cli, *arguments)
+
+
+def test_all_problems_come_at_once(cli: Cli) -> None:  # noqa: F811
+    err = refused(
+        cli, *SWEEP, "objective.metric=val/x", "worker.count=3", "data=sgf", "data.path=nowhere"
+    )
+    assert len(err.splitlines()) == 3
+    assert "val/x" in err
+    assert "worker.count is 3" in err
+    assert "nowhere" in err
+
+
+def test_an_mlflow_server_that_does_not_answer(cli: Cli) -> None:  # noqa: F811
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    err = refused(cli, *SWEEP, f"tracking.uri=http://me:secret@127.0.0.1:{port}")
+    assert "the connection was refused" in err
+    assert "secret" not in err
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("empty.sgf", b"", "holds none (dropped: unreadable: 1)"),
+        ("none.sgf.gz", gzip.compress(b"(;GM[1]SZ[9]RE[B+R];B[aa])"), "board size"),
+        ("torn.sgf.gz", gzip.compress(os.urandom(999))[:400], "unreadable"),
+    ],
+)
+def test_games_that_are_none(cli: Cli, name: str, content: bytes, message: str) -> None:  # noqa: F811
+    Path(name).write_bytes(content)
+    err = refused(cli, *SWEEP, "data=sgf", f"data.path={name}")
+    assert name in err
+    assert message in err
+
+
+def test_an_output_folder_that_cannot_be_written(cli: Cli, work: Path) -> None:  # noqa: F811
+    (work / "multirun").touch()
+    assert "folder must be writable" in refused(cli, *SWEEP)
+
+
+def test_another_space_under_the_same_name(cli: Cli) -> None:  # noqa: F811
+    from tests.sweep.test_study import make_study
+
+    make_study("sqlite:///lzsweep.db", name="s")
+    assert "sweeps [x=interval(0,1)" in refused(cli, *SWEEP)
+
+
+def test_help_is_light_and_complete() -> None:
+    code = (
+        "import sys; from lzsweep.cli import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "print([m for m in ('torch', 'mlflow', 'optuna', 'lightning') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
+    *text, heavy = done.stdout.strip().splitlines()
+    assert heavy == "[]"
+    shown = "\n".join(text)
+    for part in (
+        "network: big, huge, small, tiny",
+        "study.n_trials",
+        "lzsweep -m",
+        "list | status",
+    ):
+        assert part in shown
+
+
+def test_completion_offers_groups_and_options() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "lzsweep", "-sc", "query=bash"],
+        env={**os.environ, "COMP_LINE": "lzsweep network=", "COMP_POINT": "16"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert "network=small" in done.stdout, done.stderr
