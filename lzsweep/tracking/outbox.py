@@ -372,7 +372,7 @@ def _chunks(items: Sequence[_T], size: int) -> Iterator[Sequence[_T]]:
 def _patience(n_bytes: int) -> Iterator[None]:
     """Let the server take its time with a large file."""
     name = "MLFLOW_HTTP_REQUEST_TIMEOUT"
-    before = os.environ.get(name, "10")
+    before = os.environ.get(name, "30")
     os.environ[name] = str(max(int(before), 60 + n_bytes // 5_000_000))
     try:
         yield
