@@ -15,7 +15,6 @@ from pytorch_lightning.loops.progress import _ProcessedTracker
 FOLDER = "checkpoints"
 LAST = "last.ckpt"
 BEST = "best.ckpt"
-METRICS_KEY = "lzsweep_metrics"
 
 
 class Checkpoints(Checkpoint):
@@ -39,6 +38,7 @@ class Checkpoints(Checkpoint):
         self._sign = -1 if direction == "maximize" else 1
         self._best_value: float | None = None
         self._saved_step = -1
+        self._metrics: dict[str, float] = {}
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking or trainer.state.fn != "fit":
@@ -81,8 +81,9 @@ class Checkpoints(Checkpoint):
 
     def _save(self, trainer: Trainer, *, better: bool) -> None:
         aside = self.last.with_suffix(".partial")
-        trainer.save_checkpoint(aside, weights_only=False)
         self._saved_step = trainer.global_step
+        self._metrics |= {name: float(v) for name, v in trainer.callback_metrics.items()}
+        trainer.save_checkpoint(aside, weights_only=False)
         if not trainer.is_global_zero:
             return
         # Best first: a last that knows of a best must not be there without it.
@@ -97,15 +98,16 @@ class Checkpoints(Checkpoint):
         aside.replace(self.last)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best_value": self._best_value}
+        return {
+            "best_value": self._best_value,
+            "saved_step": self._saved_step,
+            "metrics": self._metrics,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._best_value = state_dict["best_value"]
-
-    def on_save_checkpoint(
-        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        checkpoint[METRICS_KEY] = {k: float(v) for k, v in trainer.callback_metrics.items()}
+        self._saved_step = state_dict["saved_step"]
+        self._metrics = state_dict["metrics"]
 
     def resume_path(self) -> Path | None:
         """Where an earlier attempt of this training left off."""
@@ -115,11 +117,12 @@ class Checkpoints(Checkpoint):
         """The best checkpoint; None if there was no validation with the metric."""
         return self.best if self._best_value is not None else None
 
-    def best_metrics(self) -> dict[str, float]:
-        """All metrics as they stood when the best checkpoint was written; empty without one."""
+    def metrics(self, trainer: Trainer) -> dict[str, float]:
+        """All metrics as they stood at the best checkpoint, or now if there is none."""
+        now = {name: float(value) for name, value in trainer.callback_metrics.items()}
         path = self.best_path()
         if path is None:
-            return {}
+            return self._metrics | now
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        metrics: dict[str, float] = checkpoint[METRICS_KEY]
-        return metrics
+        best: dict[str, float] = checkpoint["callbacks"][self.state_key]["metrics"]
+        return self._metrics | now | best

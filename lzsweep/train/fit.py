@@ -55,7 +55,7 @@ def train(
     extra = [instantiate(node) for node in (cfg["callbacks"] or {}).values()]
     make_trainer = instantiate(cfg["trainer"], _partial_=True)
     trainer = make_trainer(
-        logger=instantiate(cfg["logger"], save_dir=folder) or False,
+        logger=instantiate(cfg["logger"], save_dir=folder) if cfg["logger"] else False,
         callbacks=[*extra, *callbacks, checkpoints],
         plugins=[*(make_trainer.keywords.get("plugins") or ()), *plugins],
         precision=precision,
@@ -63,9 +63,9 @@ def train(
     )
     resume, safe = checkpoints.resume_path(), {"datamodule": data, "weights_only": True}
     trainer.fit(module, ckpt_path=resume, **safe)
-    metrics = {**trainer.callback_metrics, **checkpoints.best_metrics()}
+    metrics = checkpoints.metrics(trainer)
     trainer.test(module, ckpt_path=checkpoints.best_path(), verbose=False, **safe)
-    return {name: float(value) for name, value in {**metrics, **trainer.callback_metrics}.items()}
+    return metrics | {name: float(value) for name, value in trainer.callback_metrics.items()}
 
 
 def first_objective(objective: Any) -> dict[str, str]:

@@ -111,6 +111,7 @@ class Store:
         except OSError as e:
             raise DataError(f"A store must be a readable file, but {path}: {e.strerror}.") from e
         arrays = {name: _section(mapped, header, name, path) for name in SECTIONS}
+        _check_fit(arrays, path)
         if verify:
             _verify(arrays, header, path)
         info = {key: value for key, value in header.items() if key != "sections"}
@@ -357,6 +358,17 @@ def _section(mapped: mmap.mmap, header: dict[str, Any], name: str, path: Path) -
         return flat.reshape(shape)
     except (KeyError, ValueError) as e:
         raise _damaged(path, f"its section `{name}` is unreadable") from e
+
+
+def _check_fit(arrays: dict[str, NDArray[Any]], path: Path) -> None:
+    n_positions = {len(arrays[name]) for name in ("position_frame", "move", "flags")}
+    start = arrays["game_start"]
+    if (
+        len(start) != len(arrays["game_hash"]) + 1
+        or n_positions != {int(start[-1])}
+        or arrays["frames"].shape[1:] != (FRAME_BYTES,)
+    ):
+        raise _damaged(path, "its sections do not fit together")
 
 
 def _verify(arrays: dict[str, NDArray[Any]], header: dict[str, Any], path: Path) -> None:
