@@ -264,12 +264,13 @@ def explain(error: Exception) -> str:
     cause = error.__cause__
     if isinstance(error, MissingConfigException) and error.options is not None:
         group, _, option = (error.missing_cfg_file or "").rpartition("/")
+        options = [str(o) for o in error.options]
         return (
-            f"{group}={option}: the options of {group} are {', '.join(error.options)};"
-            f" {nearest(option, error.options)}"
+            f"{group}={option}: the options of {group} are {', '.join(options)};"
+            f" {nearest(option, options)}"
         )
     if isinstance(cause, ConfigAttributeError | ConfigKeyError) and cause.full_key:
-        key = str(cause.full_key)
+        key = f"{cause.full_key!s}"
         return (
             f"{key} is not a key of the configuration;"
             f" {nearest(key, known_keys())}, or add it with +{key}=..."

@@ -17,6 +17,7 @@ from lzsweep.config import METRICS, WEIGHTED, compose, explain
 from lzsweep.errors import ConfigError, LzsweepError
 from lzsweep.sweep.slots import find_slots
 from lzsweep.sweep.space import Space, Value, to_overrides
+from lzsweep.tracking.client import redact
 from lzsweep.tracking.runs import check_server
 from lzsweep.train.run import prepare_data
 
@@ -65,7 +66,7 @@ def check_sweep(
             problems.append(explain(error))
     if configs:
         problems += _objective_problems(configs[0], space)
-    problems += _place_problems(cfg, is_basic=is_basic)
+    problems += _place_problems(cfg, space, is_basic=is_basic)
     checks: list[Callable[[], object]] = [
         partial(find_slots, str(cfg.worker.slots), cfg.worker.slots_per_device)
     ]
@@ -121,8 +122,14 @@ def _objective_problems(config: Mapping[str, Any], space: Space) -> list[str]:
     return problems
 
 
-def _place_problems(cfg: DictConfig, *, is_basic: bool) -> list[str]:
+def _place_problems(cfg: DictConfig, space: Space, *, is_basic: bool) -> list[str]:
     problems = []
+    for key, url in (("study.storage", cfg.study.storage), ("tracking.uri", cfg.tracking.uri)):
+        if redact(url) != url and any(o.startswith(f"{key}=") for o in space.fixed):
+            problems.append(
+                f"a password must not stand in a command line, where logs keep it, but {key} holds"
+                " one; put it into LZSWEEP_STORAGE or PGPASSFILE, MLFLOW_TRACKING_PASSWORD"
+            )
     if cfg.worker.count < 1 or (is_basic and cfg.worker.count != 1):
         problems.append(
             f"the basic launcher runs one worker, but worker.count is {cfg.worker.count};"

@@ -25,13 +25,20 @@ from lzsweep.errors import LzsweepError, UserError
 from lzsweep.go.board import N_MOVES
 from lzsweep.sweep.checks import check_sweep, objectives
 from lzsweep.sweep.progress import show_progress
-from lzsweep.sweep.report import make_console, overhead_s, show_params, train_command, write_best
+from lzsweep.sweep.report import (
+    finish_study,
+    make_console,
+    overhead_s,
+    show_params,
+    train_command,
+    write_best,
+)
 from lzsweep.sweep.space import Space, parse_space
 from lzsweep.sweep.storage import absolute_url
 from lzsweep.sweep.study import Record, Study, create_study
 from lzsweep.sweep.worker import start_forkserver
 from lzsweep.tracking.client import redact, resolve_uri
-from lzsweep.tracking.runs import close_parent, code_version, open_parent
+from lzsweep.tracking.runs import code_version, open_parent
 
 N_TRIALS = 20
 """The budget where nothing says otherwise and the space is no grid."""
@@ -207,13 +214,8 @@ class Controller:
         if path := write_best(study):
             self._say(f"train it again: {train_command(Path(_shown(path)))}")
         self._say(_how_to_look(study))
-        if self._config.logger is not None and done and study.take_report_turn():
-            close_parent(
-                study.record.folder,
-                self._config.tracking.uri,
-                "FINISHED" if counts["complete"] else "FAILED",
-                description=_question(study),
-            )
+        if done or study.stopped():
+            finish_study(study, self._config.tracking.uri)
         if reason := study.stopped():
             raise LzsweepError(f"study {study.name} was stopped: {reason}")
         if not done:

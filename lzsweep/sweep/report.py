@@ -17,7 +17,9 @@ from rich.table import Table
 from lzsweep.config import make_loader
 from lzsweep.sweep.space import to_overrides
 from lzsweep.sweep.study import STATES, Study, Trial
+from lzsweep.tracking.journal import Journal
 from lzsweep.tracking.outbox import run_id_of
+from lzsweep.tracking.runs import close_parent
 
 BARS = "▁▂▃▄▅▆▇█"
 STYLES = {
@@ -203,6 +205,22 @@ def write_best(study: Study) -> Path | None:
         f"{OmegaConf.to_yaml(OmegaConf.create(config))}",
     )
     return path
+
+
+def finish_study(study: Study, uri: str) -> None:
+    """Write `best.yaml` and end the parent run, if there is one that is open.
+
+    The last worker and every controller do it; to do it again changes nothing.
+    """
+    write_best(study)
+    folder = Path(study.record.folder)
+    if study.record.parent_run_id is None:
+        return
+    with Journal(folder) as journal:
+        is_open = journal.status == "RUNNING"
+    if is_open:
+        ok = study.best() and not study.stopped()
+        close_parent(folder, uri, "FINISHED" if ok else "FAILED")
 
 
 def train_command(path: Path, extra: Sequence[str] = ()) -> str:

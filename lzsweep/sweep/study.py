@@ -175,15 +175,6 @@ class Study:
         """Why the study was stopped before its budget was spent, or an empty text."""
         return str(self._study.user_attrs.get("stopped", ""))
 
-    def take_report_turn(self) -> bool:
-        """Whether the caller is the one to write the report of what is finished now."""
-        with self.lock():
-            n_finished = sum(t.is_finished for t in self.trials())
-            if self._study.user_attrs.get("reported") == n_finished:
-                return False
-            self._study.set_user_attr("reported", n_finished)
-            return True
-
     # Claim, report, tell
 
     def enqueue(self, points: Sequence[Mapping[str, Value]], space: Space) -> None:

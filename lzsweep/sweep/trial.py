@@ -145,7 +145,7 @@ def run_trial(spec: Spec, pipe: Connection) -> None:
 def _train(spec: Spec, folder: Path, link: Link, began: float) -> End:
     # The forkserver has imported these; here the names are only looked up.
     import torch
-    from lightning_fabric.plugins.environments import LightningEnvironment
+    from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 
     from lzsweep.sweep.judge import Judge
     from lzsweep.train.fit import train

@@ -15,7 +15,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from multiprocessing import forkserver
 from pathlib import Path
@@ -24,20 +24,19 @@ from typing import Any, TypeVar
 
 import tenacity
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
 from hydra.utils import UNSAFE_DISABLE_EXECUTION_CHECKS, instantiate
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from lzsweep.config import BEST_CHECKPOINT, compose, make_loader
 from lzsweep.errors import LzsweepError
 from lzsweep.sweep.attempt import Attempt
-from lzsweep.sweep.report import write_text
+from lzsweep.sweep.report import finish_study, write_text
 from lzsweep.sweep.slots import Slot, find_slots
 from lzsweep.sweep.space import parse_space, to_overrides
 from lzsweep.sweep.storage import DATABASE_ERRORS, first_line
 from lzsweep.sweep.study import Claim, Ending, Study, Trial, TrialLost, open_study
 from lzsweep.sweep.trial import End, Report, Spec, Word, prove_preloaded
+from lzsweep.tracking.client import redact
 from lzsweep.tracking.delivery import Sender
 from lzsweep.tracking.journal import Journal
 from lzsweep.tracking.outbox import run_id_of
@@ -149,6 +148,8 @@ class Worker:
                 for thread in threads:
                     thread.join(WATCH_S / len(threads))
         self._sampler.close()
+        if self._study.is_done() or self._study.stopped():
+            finish_study(self._study, self._cfg.tracking.uri)
         if undelivered := self._sender.close(DELIVERY_S):
             _logger.warning(
                 "MLflow did not take everything of %d runs; deliver it with `lzsweep sync`",
@@ -160,27 +161,34 @@ class Worker:
         while not self._stopping.is_set():
             claim = self._patiently(self._study.claim, self._space, f"{self._name}/{slot.number}")
             if claim is not None:
-                self._train(claim, slot)
+                self._train_or_tell(claim, slot)
             elif self._patiently(self._study.stopped) or self._patiently(self._study.is_done):
                 return
             else:
                 self._stopping.wait(IDLE_S)
 
+    def _train_or_tell(self, claim: Claim, slot: Slot) -> None:
+        """Train; whatever stands in the way is this trial's failure, not the worker's."""
+        try:
+            self._train(claim, slot)
+        except TrialLost as error:
+            _logger.warning("%s; its process here was ended", error)
+        except DATABASE_ERRORS:
+            raise
+        except Exception as error:
+            _logger.exception("trial %d could not be trained", claim.trial.number)
+            reason = f"{type(error).__name__}: {error}"
+            with suppress(TrialLost):
+                self._patiently(self._study.tell, claim, "error", reason=reason)
+            self._stop_after_same_errors()
+
     def _train(self, claim: Claim, slot: Slot) -> None:
         trial = claim.trial
-        folder = self._folder / str(trial.number)
-        try:
-            config = self._compose(trial)
-        except (HydraException, OmegaConfBaseException) as error:
-            self._patiently(self._study.tell, claim, "error", reason=str(error))
-            return
-        with Journal(folder) as journal:
+        config = self._compose(trial)
+        with Journal(self._folder / str(trial.number)) as journal:
             self._start_run(journal, trial, config)
-            try:
-                end = self._follow(claim, slot, folder, config)
-                self._finish(claim, end, journal)
-            except TrialLost as error:
-                _logger.warning("%s; its process here was ended", error)
+            end = self._follow(claim, slot, journal.folder, config)
+            self._finish(claim, end, journal)
 
     def _compose(self, trial: Trial) -> dict[str, Any]:
         with self._composing:  # Hydra's registries are not made for threads
@@ -204,7 +212,7 @@ class Worker:
         )
         if trial.attempt == 1:
             path = journal.folder / "config.yaml"
-            write_text(path, OmegaConf.to_yaml(OmegaConf.create(config)))
+            write_text(path, redact(OmegaConf.to_yaml(OmegaConf.create(config))))
             journal.artifact(path.name)
         self._sender.add(journal.folder)
 
@@ -240,15 +248,26 @@ class Worker:
                 del self._rows[slot.number]
 
     def _finish(self, claim: Claim, end: End, journal: Journal) -> None:
-        """Tell the study, then the run, how the attempt ended."""
-        if end.kind in ("stopped", "killed"):
+        """Tell the run, then the study, how the attempt ended.
+
+        In this order: whoever dies in between leaves a trial that is retried, and its next
+        attempt ends the run once more; the other way round the run would stay open for ever.
+        """
+        if end.kind == "stopped" or end.kind == "killed":  # this form narrows the type
             reason = end.reason or "its worker was stopped"
             if self._hand_over(claim.trial, reason, free=end.kind == "stopped"):
-                journal.tags({"lzsweep.reason": reason})
                 return
             state: Ending = "error"
         else:
-            state = end.kind  # type: ignore[assignment]  # the two handed over are gone
+            state = end.kind
+        try:
+            if state == "complete" and (journal.folder / BEST_CHECKPOINT).exists():
+                journal.artifact(BEST_CHECKPOINT, "checkpoints")
+            journal.tags({"lzsweep.state": state, "lzsweep.reason": end.reason})
+            journal.end("FAILED" if state in ("error", "infeasible") else "FINISHED")
+        except OSError as error:  # a full disk, say; the study must know all the same
+            _logger.warning("trial %d: no end in its journal: %s", claim.trial.number, error)
+        if end.kind != "killed":
             self._patiently(
                 self._study.tell,
                 claim,
@@ -259,10 +278,6 @@ class Worker:
                 train_s=end.train_s,
                 run_id=run_id_of(journal.folder),
             )
-        if state == "complete" and (journal.folder / BEST_CHECKPOINT).exists():
-            journal.artifact(BEST_CHECKPOINT, "checkpoints")
-        journal.tags({"lzsweep.state": state, "lzsweep.reason": end.reason})
-        journal.end("FAILED" if state in ("error", "infeasible") else "FINISHED")
         if state == "error":
             self._stop_after_same_errors()
 

@@ -104,7 +104,7 @@ def _recorded(
             tags={**code_version(), "lzsweep.folder": str(folder)},
         )
         path = folder / "config.yaml"
-        path.write_text(OmegaConf.to_yaml(OmegaConf.create(config)))
+        path.write_text(redact(OmegaConf.to_yaml(OmegaConf.create(config))))
         journal.artifact(path.name)
         sender.add(folder)
         if tracking["system_metrics_s"]:
@@ -113,7 +113,7 @@ def _recorded(
         try:
             yield
             status = "FINISHED"
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, SystemExit):  # Lightning turns Ctrl-C into an exit
             status = "KILLED"
             raise
         finally:

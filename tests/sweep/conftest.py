@@ -57,6 +57,7 @@ def find_runs(work: Path) -> tuple[list[Run], list[Run]]:
     """Parents and trials as MLflow itself tells them, oldest first."""
     client = MlflowClient(f"sqlite:///{work / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("lzsweep")
+    assert experiment is not None
     runs = client.search_runs([experiment.experiment_id], order_by=["attribute.start_time"])
     parents = [r for r in runs if r.data.tags.get("lzsweep.kind") == "study"]
     return parents, [r for r in runs if r not in parents]

@@ -119,8 +119,7 @@ def test_a_killed_sweep_goes_on_by_the_same_command(cli: Cli, work: Path) -> Non
     assert n_before < 4
     code, _, err = cli(*command)
     assert code == 0, err
-    status = check_study(cli, work, "w", 4)
-    assert [t["number"] for t in status["trials"]] == [0, 1, 2, 3]
+    check_study(cli, work, "w", 4)
     assert max(t.attempt for t in trials_of("w")) == 2
 
 
@@ -171,7 +170,7 @@ def trials_of(study: str) -> list[Trial]:
 
 
 def trial_processes() -> list[psutil.Process]:
-    server = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
+    server = forkserver._forkserver._forkserver_pid
     return psutil.Process(server).children() if server else []
 
 
@@ -191,7 +190,7 @@ def wait_for(condition: Callable[[], bool], timeout_s: float = 180) -> None:
 
 def in_own_group(command: tuple[str, ...]) -> None:
     os.setsid()
-    forkserver._forkserver.__init__()  # type: ignore[misc,attr-defined]  # the parent's is not ours
+    forkserver._forkserver.__init__()  # type: ignore[misc]  # the parent's is not ours
     main(command)
 
 
