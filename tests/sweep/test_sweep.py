@@ -170,7 +170,7 @@ def trials_of(study: str) -> list[Trial]:
 
 
 def trial_processes() -> list[psutil.Process]:
-    server = forkserver._forkserver._forkserver_pid
+    server = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
     return psutil.Process(server).children() if server else []
 
 
