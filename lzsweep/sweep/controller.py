@@ -72,8 +72,9 @@ class Controller:
         loader = self._context.config_loader
         space = parse_space(arguments, cfg.study.space, loader)
         live = make_loader(sources(loader))
-        base = check_sweep(cfg, space, live, is_basic=self._is_basic)
-        study = self._open(cfg, space, base)
+        with self._console.status("checking the configuration, the data and the servers"):
+            base = check_sweep(cfg, space, live, is_basic=self._is_basic)
+            study = self._open(cfg, space, base)
         if study.is_done():
             self._say(
                 f"study {study.name} is complete: {study.n_trials} of {study.n_trials} trials;"
