@@ -115,7 +115,8 @@ class Checkpoints(Checkpoint):
 
     def best_path(self) -> Path | None:
         """The best checkpoint; None if there was no validation with the metric."""
-        return self.best if self._best_value is not None else None
+        # The file tells, for with several devices this object lived in other processes.
+        return self.best if self.best.exists() else None
 
     def metrics(self, trainer: Trainer) -> dict[str, float]:
         """All metrics as they stood at the best checkpoint, or now if there is none."""

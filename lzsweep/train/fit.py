@@ -65,7 +65,7 @@ def train(
     trainer.fit(module, ckpt_path=resume, **safe)
     metrics = checkpoints.metrics(trainer)
     trainer.test(module, ckpt_path=checkpoints.best_path(), verbose=False, **safe)
-    return metrics | {name: float(value) for name, value in trainer.callback_metrics.items()}
+    return {name: float(value) for name, value in trainer.callback_metrics.items()} | metrics
 
 
 def first_objective(objective: Any) -> dict[str, str]:

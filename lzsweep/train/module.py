@@ -107,6 +107,7 @@ class LeelaZero(pl.LightningModule):
         self.lr = lr
         self._build_optimizer = optimizer
         self._build_schedule = schedule
+        self._loaded_step = 0
         self._decayed = list(network.decayed_weights())
         self.tallies = nn.ModuleDict({f"{stage}_tally": Tally() for stage in STAGES})
 
@@ -166,7 +167,8 @@ class LeelaZero(pl.LightningModule):
             schedule.observe(values["val/loss_unweighted"])
 
     def on_test_epoch_end(self) -> None:
-        self._publish("test", self.global_step)
+        # A test in processes of its own has taken no steps.
+        self._publish("test", max(self.global_step, self._loaded_step))
 
     def _publish(self, stage: str, step: int) -> dict[str, float]:
         """Log the means of the tally at this number of optimizer steps, and begin it anew.
@@ -207,3 +209,6 @@ class LeelaZero(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["network"] = self.network.shape()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._loaded_step = checkpoint["global_step"]

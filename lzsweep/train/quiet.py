@@ -27,6 +27,8 @@ _NEEDLESS_WARNINGS = (
     r".*is not supported by the model summary",
     # Short trainings are no mistake, and an epoch's end logs too.
     r".*is smaller than the logging interval",
+    # What is logged is the same on every device already.
+    r"It is recommended to use `self.log\(.*, sync_dist=True\)`",
     # A resumed training's sums come from the checkpoint.
     r".*``compute`` method of metric Tally was called before the ``update``",
     # The schedule is stepped in the right order; Lightning's gradient scaler confuses torch.

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
+from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from pytorch_lightning.callbacks import Callback
 
 from lzsweep.errors import DataError
@@ -310,6 +311,23 @@ def test_half_precision_keeps_the_weights_whole(make_config: MakeConfig, tmp_pat
 
     assert 0 < metrics["val/policy_loss"] < 10
     assert {weight.dtype for weight in last(tmp_path)["state_dict"].values()} == {torch.float32}
+
+
+@pytest.mark.slow
+def test_two_devices_train_one_network(make_config: MakeConfig, tmp_path: Path) -> None:
+    config = make_config(
+        trainer__strategy="ddp_fork", trainer__devices=2, trainer__use_distributed_sampler=False
+    )
+
+    metrics = train(config, folder=tmp_path, plugins=[LightningEnvironment()])
+
+    # One of them logged, and what came back is of the best checkpoint.
+    values = logged(tmp_path)
+    validations = {s: v for (name, s), v in values.items() if name == "val/loss_unweighted"}
+    assert sorted(validations) == [10, 20, 30]
+    best = min(validations, key=validations.__getitem__)
+    assert metrics["val/loss_unweighted"] == pytest.approx(validations[best])
+    assert metrics["test/loss"] == pytest.approx(values["test/loss", best])
 
 
 @pytest.mark.slow
