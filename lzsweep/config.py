@@ -8,7 +8,8 @@ of its `_target_` is its schema. The root stays open for additions with `+`.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+import inspect
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.errors import MissingConfigException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.types import RunMode
+from hydra.utils import get_object
 from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError
 
@@ -40,6 +42,8 @@ METRICS = tuple(
 
 WEIGHTED = ("train/loss", "val/loss", "test/loss")
 """Metrics that a searched loss weight scales, so that the search could cheat with them."""
+
+_KNOWN_PACKAGES = ("lzsweep", "torch", "pytorch_lightning", "torchmetrics")
 
 BEST_CHECKPOINT = "checkpoints/best.ckpt"
 """In a run's folder: the state at the best validation."""
@@ -112,11 +116,25 @@ class Network:
 
 
 @dataclass
+class DataFilter:
+    """Which games to take, by what their SGF says; ranges are inclusive, null takes all."""
+
+    min_moves: int = 0
+    min_rank: str | None = None  # of both players: 5k, 6d, 1p
+    komi: list[float] | None = None  # [lowest, highest]
+    dates: list[str] | None = None  # [first, last]: 2008, 2008-03 or 2008-03-31
+    handicap: list[int] | None = None  # [fewest, most] stones; [0,0] for even games
+
+
+@dataclass
 class Data:
     """Games, and how they become batches."""
 
     _target_: str = "lzsweep.train.data.GoData"
-    path: Any = MISSING  # file, folder, glob or a list of these
+    path: Any = MISSING  # file, folder, glob or a list of these; or a .store
+    kind: str = "sgf"  # what path holds: sgf or chunks
+    strict: bool = False  # refuse also the games that leelaz cuts short or mislabels
+    filter: DataFilter = field(default_factory=DataFilter)
     cache_dir: str = "${oc.env:LZSWEEP_CACHE,'~/.cache/lzsweep'}"
     batch_size: int = "${batch_size}"  # type: ignore[assignment]
     val_fraction: float = 0.1  # of the games, by a hash of their moves
@@ -242,6 +260,51 @@ def compose(
     plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items()}
+
+
+def target_problems(config: Mapping[str, Any]) -> list[str]:
+    """What a user's own options give their `_target_` that it does not take.
+
+    Ours and Lightning's have schemas and tests; importing them here would cost tens of seconds.
+    """
+    problems: list[str] = []
+    todo: list[tuple[str, Any]] = list(config.items())
+    while todo:
+        key, node = todo.pop()
+        if isinstance(node, list):
+            todo += [(f"{key}[{n}]", item) for n, item in enumerate(node)]
+        if not isinstance(node, Mapping):
+            continue
+        todo += [(f"{key}.{name}", child) for name, child in node.items()]
+        target = str(node.get("_target_", ""))
+        if target and target.split(".")[0] not in _KNOWN_PACKAGES:
+            problems += _signature_problems(key, target, node)
+    return sorted(set(problems))
+
+
+def _signature_problems(key: str, target: str, node: Mapping[str, Any]) -> list[str]:
+    try:
+        parameters = inspect.signature(get_object(target)).parameters
+    except Exception as error:  # whatever a user's module raises when it is imported
+        lines = str(error.__cause__ or error).splitlines()
+        return [f"{key}: {target} must be importable, but {lines[-1] if lines else error!r}"]
+    kinds = {p.kind for p in parameters.values()}
+    given = {str(name) for name in node} - {"_target_", "_partial_", "_recursive_", "_convert_"}
+    problems = []
+    if inspect.Parameter.VAR_KEYWORD not in kinds:
+        problems += [
+            f"{key}.{name} is nothing that {target} takes; {nearest(name, parameters)}"
+            for name in sorted(given - set(parameters) - {"_args_"})
+        ]
+    if not node.get("_partial_") and "_args_" not in node:
+        problems += [
+            f"{key}.{p.name} is missing, but {target} needs it"
+            for p in parameters.values()
+            if p.default is p.empty
+            and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+            and p.name not in given
+        ]
+    return problems
 
 
 def known_keys() -> list[str]:

@@ -24,6 +24,7 @@ OPTIONS = [
     for group in (*GROUPS, "logger", "hydra/sweeper/pruner", "hydra/launcher", "hydra/sweeper")
     for path in sorted((CONF / group).glob("*.yaml"))
 ]
+NEED_A_PATH = ("data=sgf", "data=chunks")
 SWEEPS = sorted(p.relative_to(CONF / "sweeps") for p in (CONF / "sweeps").rglob("*.yaml"))
 
 
@@ -39,7 +40,7 @@ def compose(*overrides: str) -> Any:
 
 @pytest.mark.parametrize("option", OPTIONS)
 def test_every_option_composes(option: str) -> None:
-    extra = ["data.path=x"] if option == "data=sgf" else []
+    extra = ["data.path=x"] if option in NEED_A_PATH else []
     cfg = compose(option, *extra)
     assert not option.startswith("data") or cfg.data.path
 
@@ -56,7 +57,7 @@ def test_every_ready_made_sweep_composes_and_says_what_it_asks(sweep: Path) -> N
 @pytest.mark.parametrize("option", [o for o in OPTIONS if o.split("=")[0] in GROUPS])
 def test_what_an_option_sets_its_target_takes(option: str) -> None:
     group = option.split("=")[0]
-    cfg = compose(option, *(["data.path=x"] if option == "data=sgf" else []))
+    cfg = compose(option, *(["data.path=x"] if option in NEED_A_PATH else []))
     node = OmegaConf.to_container(cfg[group], resolve=True)
     assert isinstance(node, dict)
     target = node.pop("_target_", None)
@@ -97,3 +98,19 @@ def test_composing_gives_plain_resolved_data() -> None:
 def test_known_keys_are_dotted() -> None:
     keys = config.known_keys()
     assert {"lr", "network.blocks", "trainer.max_epochs", "study.n_trials"} <= set(keys)
+
+
+def test_a_users_own_target_is_checked_against_its_signature() -> None:
+    good = {"_target_": "fractions.Fraction", "numerator": 1, "denominator": 2}
+    assert config.target_problems({"data": good}) == []
+    bad = {"_target_": "textwrap.wrap", "widht": 3}
+    assert config.target_problems({"data": {"inner": [bad]}}) == [
+        "data.inner[0].text is missing, but textwrap.wrap needs it"
+    ]
+    strict = {"_target_": "textwrap.dedent", "txt": "x"}
+    assert config.target_problems({"network": strict}) == [
+        "network.text is missing, but textwrap.dedent needs it",
+        "network.txt is nothing that textwrap.dedent takes; did you mean text?",
+    ]
+    (problem,) = config.target_problems({"module": {"_target_": "no.such.thing"}})
+    assert problem.startswith("module: no.such.thing must be importable, but ")

@@ -9,7 +9,7 @@ transfer. Only training is shuffled and turned; validation and test keep one ord
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from lzsweep.errors import DataError
 from lzsweep.go.board import BOARD_SIZE
+from lzsweep.train.build import Paths, ensure_store
 from lzsweep.train.decode import (
     HISTORY,
     HISTORY_SHIFT,
@@ -33,16 +34,25 @@ from lzsweep.train.decode import (
     Batch,
     Decoder,
     Packed,
+    Policy,
 )
-from lzsweep.train.store import Paths, Store, ensure_store
+from lzsweep.train.store import Store
 
 
 class Pick(NamedTuple):
     """Which positions make a batch, and how each is turned; B positions."""
 
-    position: Tensor  # int64 [B]
+    position: Tensor  # int32 [B]
     symmetry: Tensor  # uint8 [B], ascending
     bounds: tuple[int, ...]  # symmetry s owns positions bounds[s]:bounds[s + 1]
+
+
+class PolicyRows(NamedTuple):
+    """A store's policy columns."""
+
+    moves: Tensor  # uint8 [P, 46]
+    start: Tensor  # int64 [P + 1]
+    values: Tensor  # float16 [V]
 
 
 class Rows(NamedTuple):
@@ -52,19 +62,31 @@ class Rows(NamedTuple):
     position_frame: Tensor  # int32 [P]
     move: Tensor  # int16 [P]
     flags: Tensor  # uint8 [P]
+    policy: PolicyRows | None = None  # if any position has more than a move
 
     @classmethod
     def of(cls, store: Store, device: torch.device | str = "cpu") -> Rows:
-        columns = (
-            store.frames.reshape(-1, STONES_BYTES),
-            store.position_frame.view(np.int32),
-            store.move.view(np.int16),
-            store.flags,
-        )
+        def tensor(column: NDArray[Any]) -> Tensor:
+            return torch.from_numpy(column).to(device)
+
+        policy = None
         with warnings.catch_warnings():
             # The mapped file is read-only, and so is what we do with the tensors.
             warnings.filterwarnings("ignore", "The given NumPy array is not writable")
-            return cls(*(torch.from_numpy(column).to(device) for column in columns))
+            if store.policy_moves is not None:
+                assert store.policy_start is not None and store.policy_values is not None
+                policy = PolicyRows(
+                    tensor(store.policy_moves),
+                    tensor(store.policy_start.view(np.int64)),
+                    tensor(store.policy_values),
+                )
+            return cls(
+                stones=tensor(store.frames.reshape(-1, STONES_BYTES)),
+                position_frame=tensor(store.position_frame.view(np.int32)),
+                move=tensor(store.move.view(np.int16)),
+                flags=tensor(store.flags),
+                policy=policy,
+            )
 
 
 def gather(rows: Rows, pick: Pick) -> Packed:
@@ -80,7 +102,17 @@ def gather(rows: Rows, pick: Pick) -> Packed:
     stones = rows.stones.index_select(0, wanted.view(-1))
     move = rows.move[pick.position].to(torch.int64) & 0xFFFF
     stones = stones.view(-1, STONE_PLANES, STONES_BYTES)
-    return Packed(stones, flags, move, pick.symmetry, pick.bounds)
+    policy = _gather_policy(rows.policy, pick.position.long()) if rows.policy else None
+    return Packed(stones, flags, move, pick.symmetry, pick.bounds, policy)
+
+
+def _gather_policy(rows: PolicyRows, position: Tensor) -> Policy:
+    start = rows.start[position]
+    n_values = rows.start[position + 1] - start
+    end = n_values.cumsum(0)
+    shift = torch.repeat_interleave(start - end + n_values, n_values)
+    values = rows.values[torch.arange(len(shift), device=shift.device) + shift]
+    return Policy(rows.moves[position], values)
 
 
 class EpochOrder(Sampler[Pick]):
@@ -99,7 +131,7 @@ class EpochOrder(Sampler[Pick]):
 
     def __init__(
         self,
-        positions: NDArray[np.int64],
+        positions: NDArray[np.int32],
         batch_size: int,
         *,
         seed: int = 0,
@@ -135,7 +167,7 @@ class EpochOrder(Sampler[Pick]):
             yield _pick(order[step][self._part], symmetry[step][self._part])
 
 
-def _pick(position: NDArray[np.int64], symmetry: NDArray[np.uint8]) -> Pick:
+def _pick(position: NDArray[np.int32], symmetry: NDArray[np.uint8]) -> Pick:
     # The positions are in random order, so sorting their symmetries costs no randomness.
     symmetry = np.sort(symmetry)
     bounds = np.searchsorted(symmetry, np.arange(N_SYMMETRIES + 1))
@@ -205,8 +237,12 @@ class GoData(pl.LightningDataModule):
     """Go games as batches.
 
     Args:
-        path: SGF file, archive, folder or glob, several of these, a `.store` file, or "bundled".
+        path: SGF file, archive, folder or glob, or chunks, several of these, a `.store` file, or
+            "bundled".
         cache_dir: folder of the stores, shared by all trainings of the machine.
+        kind: what `path` holds, "sgf" or "chunks".
+        strict: refuse also the games that leelaz cuts short or mislabels.
+        filter: limits on games, as `Filter` takes them.
         batch_size: positions a batch on each device.
         val_fraction: part of the games to validate on.
         test_fraction: part of the games to test on.
@@ -226,6 +262,9 @@ class GoData(pl.LightningDataModule):
         path: Paths,
         cache_dir: Path | str,
         *,
+        kind: str = "sgf",
+        strict: bool = False,
+        filter: Mapping[str, Any] | None = None,
         batch_size: int,
         val_fraction: float = 0.1,
         test_fraction: float = 0.1,
@@ -246,6 +285,7 @@ class GoData(pl.LightningDataModule):
             raise DataError(f"`batch_size >= 1` must hold, but got {batch_size=}.")
         self._path = path if isinstance(path, str | Path) else list(path)
         self._cache_dir = cache_dir
+        self._chosen: dict[str, Any] = {"kind": kind, "strict": strict, "filter": filter}
         self.batch_size = batch_size
         self._fractions = (val_fraction, test_fraction)
         self._augment = augment
@@ -253,20 +293,23 @@ class GoData(pl.LightningDataModule):
         self._num_workers = num_workers
         self._seed = seed
         self._decode = Decoder()
-        self._splits: dict[str, NDArray[np.int64]] = {}
+        self._splits: dict[str, NDArray[np.int32]] = {}
         self._train_loader: BatchLoader | None = None
         self._resume: dict[str, int] | None = None
 
     def prepare_data(self) -> None:
-        ensure_store(self._path, self._cache_dir)
+        self._ensure_store()
 
     def setup(self, stage: str) -> None:
         if self._splits:
             return
-        self.store = Store.open(ensure_store(self._path, self._cache_dir))
+        self.store = Store.open(self._ensure_store())
         games = self.store.split_games(*self._fractions)
         self._splits = {name: self.store.positions_of(part) for name, part in games.items()}
         self._rows = Rows.of(self.store)
+
+    def _ensure_store(self) -> Path:
+        return ensure_store(self._path, self._cache_dir, **self._chosen)
 
     def train_dataloader(self) -> BatchLoader:
         loader = self._loader("train", shuffle=True, augment=self._augment)

@@ -32,6 +32,13 @@ MOVER_WON = 2  # flag bit 1
 HISTORY_SHIFT = 2  # flag bits 2-4
 
 
+class Policy(NamedTuple):
+    """Policies as they lie in the store."""
+
+    moves: Tensor  # uint8 [B, 46], a bit for each move that has any probability
+    values: Tensor  # float16 [N] theirs, position by position
+
+
 class Packed(NamedTuple):
     """Positions as they lie in the store; the first letter of a shape is B positions."""
 
@@ -40,13 +47,14 @@ class Packed(NamedTuple):
     move: Tensor  # int64 [B] in 0..361
     symmetry: Tensor  # uint8 [B], ascending
     bounds: tuple[int, ...]  # symmetry s owns positions bounds[s]:bounds[s + 1]
+    policy: Policy | None = None  # None: the moves are all there is
 
 
 class Batch(NamedTuple):
     """What the network trains on."""
 
     planes: Tensor  # float32 [B, 18, 19, 19]
-    move: Tensor  # int64 [B], turned with the board
+    move: Tensor  # int64 [B], or the policy, float32 [B, 362]; turned with the board
     value: Tensor  # float32 [B]: +1 the side to move won, -1 it lost
 
 
@@ -71,16 +79,17 @@ class Decoder:
         # One lookup yields the eight points of a byte; rows 256.. give them in reverse.
         spread = torch.cat([bits, bits.flip(1)]).contiguous().view(torch.int64).flatten()
         # Where a move on the old board lies on the new one: the inverse of the point table.
-        self._tables = {torch.device("cpu"): (spread, symmetry_table().argsort(dim=1))}
+        points = symmetry_table()
+        self._tables = {torch.device("cpu"): (spread, points.argsort(dim=1), points)}
 
-    def _tables_on(self, device: torch.device) -> tuple[Tensor, Tensor]:
+    def _tables_on(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
         if device not in self._tables:
-            spread, moves = self._tables[torch.device("cpu")]
-            self._tables[device] = (spread.to(device), moves.to(device))
+            spread, moves, points = self._tables[torch.device("cpu")]
+            self._tables[device] = (spread.to(device), moves.to(device), points.to(device))
         return self._tables[device]
 
     def __call__(self, packed: Packed) -> Batch:
-        spread, move_table = self._tables_on(packed.stones.device)
+        spread, move_table, point_table = self._tables_on(packed.stones.device)
         white = packed.flags & WHITE_TO_MOVE
         points = self._unpack(packed, spread)
         planes = points.new_empty(
@@ -90,7 +99,11 @@ class Decoder:
         for s, (start, end) in enumerate(zip(packed.bounds, packed.bounds[1:], strict=False)):
             if start < end:
                 planes[start:end, :STONE_PLANES] = _turn(points[start:end], s)
-        move = move_table.view(-1)[packed.symmetry.long() * N_MOVES + packed.move]
+        symmetry = packed.symmetry.long()
+        if packed.policy is None:
+            move = move_table.view(-1)[symmetry * N_MOVES + packed.move]
+        else:
+            move = _spread_policy(packed.policy, spread).gather(1, point_table[symmetry])
         won = (packed.flags & MOVER_WON) != 0
         return Batch(planes, move, won.float() * 2 - 1)
 
@@ -103,6 +116,15 @@ class Decoder:
             code[turned] = code[turned].flip(-1) + 256
         points = spread.index_select(0, code.view(-1)).view(torch.uint8)
         return points.view(-1, STONE_PLANES, _PADDED_BITS)
+
+
+def _spread_policy(policy: Policy, spread: Tensor) -> Tensor:
+    """Return the policies, float32 `[B, 362]`, each adding up to 1."""
+    bits = spread.index_select(0, policy.moves.to(torch.int32).view(-1)).view(torch.uint8)
+    tried = bits.view(len(policy.moves), -1)[:, :N_MOVES].bool()
+    dense = torch.zeros(tried.shape, device=tried.device)
+    dense.masked_scatter_(tried, policy.values.float())
+    return dense / dense.sum(1, keepdim=True)
 
 
 def _turn(points: Tensor, symmetry: int) -> Tensor:

@@ -11,15 +11,15 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from lzsweep.config import BEST_CHECKPOINT
-from lzsweep.errors import UserError
+from lzsweep.config import BEST_CHECKPOINT, target_problems
+from lzsweep.errors import ConfigError, UserError
 from lzsweep.tracking.client import redact
 from lzsweep.tracking.delivery import Sender
 from lzsweep.tracking.journal import Journal, Status
 from lzsweep.tracking.outbox import run_id_of
 from lzsweep.tracking.runs import check_server, code_version
 from lzsweep.tracking.system import SystemSampler
-from lzsweep.train.store import ensure_store
+from lzsweep.train.build import ensure_store
 
 DELIVERY_S = 60.0
 """Time MLflow is given at the end before the rest is left to `lzsweep sync`."""
@@ -39,6 +39,8 @@ def run(cfg: DictConfig) -> float | list[float]:
     plain = {str(key): value for key, value in config.items()}
     hydra = HydraConfig.get()
     folder = Path(hydra.runtime.output_dir)
+    if problems := target_problems(plain):
+        raise ConfigError(problems)
     prepare_data(plain["data"])
     with _recorded(plain, folder, list(hydra.overrides.task), job=_job(hydra)):
         from lzsweep.train.fit import train  # torch and Lightning: tens of seconds
@@ -63,7 +65,8 @@ def prepare_data(data: Mapping[str, Any]) -> None:
         DataError: no game there can be used.
     """
     if data.get("_target_") == "lzsweep.train.data.GoData":
-        ensure_store(data["path"], data["cache_dir"])
+        chosen = {key: data[key] for key in ("kind", "strict", "filter") if key in data}
+        ensure_store(data["path"], data["cache_dir"], **chosen)
 
 
 def objectives_of(metrics: Mapping[str, float], names: Sequence[str]) -> tuple[float, ...]:

@@ -12,51 +12,57 @@ File layout, little-endian:
     frames          uint8  [F, 92]  board states: black's stones in 46 bytes, then white's; point k
                                     (y * 19 + x) is bit k % 8 of byte k // 8. Frame 0 is empty
     position_frame  uint32 [P]      the frame in which the position's move is played
-    move            uint16 [P]      the move played, 0..361
+    move            uint16 [P]      the move played, 0..361; 0xFFFF where only a policy is known
     flags           uint8  [P]      bit 0 white to move, bit 1 the side to move won, bits 2-4 how
                                     many frames right before this one are its history
     game_start      uint64 [G + 1]  first position of each game
     game_hash       uint64 [G]      content hash of the game, by which the split is made
 
-The JSON names the sections (dtype, shape, offset, CRC-32) and describes the content. A position
-costs 99 bytes. Nothing here imports torch: the controller of a sweep builds stores too.
+and, if the policy of any position is more than one move, for all positions:
+
+    policy_moves    uint8   [P, 46]  the moves of the policy: move k is bit k % 8 of byte k // 8
+    policy_start    uint64  [P + 1]  where the position's probabilities begin
+    policy_values   float16 [V]      of the moves, in their order: two bytes for each move that
+                                     has any, and a search tries but a part of them
+
+The JSON names the sections (dtype, shape, offset, CRC-32) and describes the content. A position of
+a game costs 99 bytes. Nothing here imports torch: the controller of a sweep builds stores too.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import mmap
 import os
 import zlib
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from filelock import FileLock
 from numpy.typing import NDArray
 
 from lzsweep.errors import DataError
-from lzsweep.go.archive import find_files
-from lzsweep.go.board import WHITE
-from lzsweep.go.sgf import FRAME_BYTES, Drop, Game, content_key, read_games
+from lzsweep.go.board import N_MOVES
+from lzsweep.go.sgf import FRAME_BYTES
 
 MAGIC = b"LZSTORE\n"
 VERSION = 1
 ALIGNMENT = 64
 HEADER_BYTES = 4096  # reserved, so that frames can be written before their number is known
+HEADER_START = len(MAGIC) + 12
 MAX_HISTORY = 7
 SPLITS = ("train", "val", "test")
-BUNDLED = "bundled"
-BUNDLED_GAMES = Path(__file__).parents[1] / "data" / "gnugo_selfplay.sgf.gz"
 
 WHITE_TO_MOVE = 1
 MOVER_WON = 2
 HISTORY_SHIFT = 2
+
+UNPLAYED = 0xFFFF
+"""The move where only a policy is known."""
+
+POLICY_BYTES = (N_MOVES + 7) // 8
 
 SECTIONS = {
     "frames": "|u1",
@@ -66,9 +72,13 @@ SECTIONS = {
     "game_start": "<u8",
     "game_hash": "<u8",
 }
-
-Paths = str | Path | Sequence[str | Path]
-Progress = Callable[[int, int], None]  # (games so far, positions so far)
+POLICY_SECTIONS = {
+    "policy_moves": "|u1",
+    "policy_start": "<u8",
+    "policy_values": "<f2",
+}
+WIDTHS = {"frames": FRAME_BYTES, "policy_moves": POLICY_BYTES}
+"""Bytes a row of the sections that are tables."""
 
 
 @dataclass(frozen=True)
@@ -76,13 +86,16 @@ class Store:
     """An open store. The arrays are read-only views of the mapped file."""
 
     path: Path
-    info: dict[str, Any]  # version, created_by, source, n_games, n_positions, drops
+    info: dict[str, Any]  # version, created_by, source, n_games, n_positions, drops, examples
     frames: NDArray[np.uint8]  # [F, 92]
     position_frame: NDArray[np.uint32]  # [P]
     move: NDArray[np.uint16]  # [P]
     flags: NDArray[np.uint8]  # [P]
     game_start: NDArray[np.uint64]  # [G + 1]
     game_hash: NDArray[np.uint64]  # [G]
+    policy_moves: NDArray[np.uint8] | None = None  # [P, 46]
+    policy_start: NDArray[np.uint64] | None = None  # [P + 1]
+    policy_values: NDArray[np.float16] | None = None  # [V]
 
     @property
     def n_positions(self) -> int:
@@ -98,7 +111,7 @@ class Store:
 
         Args:
             path: the file.
-            verify: also compare every section with its checksum.
+            verify: also compare every section with its checksum and see that all fits together.
 
         Raises:
             DataError: the file is missing, damaged or written by a newer lzsweep.
@@ -110,7 +123,10 @@ class Store:
                 mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except OSError as e:
             raise DataError(f"A store must be a readable file, but {path}: {e.strerror}.") from e
-        arrays = {name: _section(mapped, header, name, path) for name in SECTIONS}
+        wanted = dict(SECTIONS)
+        if any(name in header["sections"] for name in POLICY_SECTIONS):
+            wanted |= POLICY_SECTIONS
+        arrays = {name: _section(mapped, header, name, path) for name in wanted}
         _check_fit(arrays, path)
         if verify:
             _verify(arrays, header, path)
@@ -142,240 +158,97 @@ class Store:
             )
         return split
 
-    def positions_of(self, games: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The positions of these games, game by game."""
+    def positions_of(self, games: NDArray[np.int64]) -> NDArray[np.int32]:
+        """The positions of these games, game by game; 4 bytes each: every process has them."""
         start = self.game_start[games].astype(np.int64)
         length = self.game_start[games + 1].astype(np.int64) - start
         first = np.cumsum(length) - length
-        positions: NDArray[np.int64] = np.arange(length.sum()) + np.repeat(start - first, length)
+        positions = np.arange(length.sum(), dtype=np.int32)
+        positions += np.repeat((start - first).astype(np.int32), length)
         return positions
 
 
-def build_store(
-    target: Path | str,
-    games: Iterable[Game | Drop],
-    *,
-    source: str,
-    progress: Progress | None = None,
-) -> Store:
-    """Write the games into a store and open it. The file appears only when it is complete.
-
-    Args:
-        target: the file to write; what lies there is replaced.
-        games: games, in the order in which they are stored, among the reader's drops.
-        source: where the games come from, for people.
-        progress: called after each game.
-
-    Raises:
-        DataError: no usable game, or the folder cannot be written.
-    """
-    target = Path(target)
-    partial = target.with_name(target.name + ".partial")
-    try:
-        with partial.open("wb") as file:
-            _write(file, games, source, progress)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(target)
-    except OSError as e:
-        raise DataError(f"The store must be writable, but {target}: {e.strerror}.") from e
-    finally:
-        partial.unlink(missing_ok=True)
-    return Store.open(target)
-
-
-def ensure_store(path: Paths, cache_dir: Path | str, progress: Progress | None = None) -> Path:
-    """Give the store of these games, building it the first time on this machine.
-
-    However many processes ask at once, one builds and the others wait for it. The store is found
-    by the content of the game files, so renaming or copying them builds nothing anew.
-
-    Args:
-        path: an SGF file, archive, folder or glob, several of them, a `.store` file, or
-            "bundled" for the games that come with the package.
-        cache_dir: folder of the stores; made if it is not there.
-        progress: called after each game while the store is built here.
-
-    Raises:
-        DataError: a path is missing, no game is usable, or `cache_dir` cannot be written.
-    """
-    if isinstance(path, str | Path) and Path(path).suffix == ".store":
-        return Store.open(Path(path).expanduser()).path
-    source = "the bundled games" if path == BUNDLED else _describe(path)
-    paths = BUNDLED_GAMES if path == BUNDLED else path
-    cache = Path(cache_dir).expanduser()
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-        key = _content_key(paths, cache)
-        target = cache / f"{key}.store"
-        if not target.exists():
-            with FileLock(cache / f"{key}.lock"):
-                if not target.exists():
-                    games = read_games(paths)
-                    build_store(target, games, source=source, progress=progress)
-    except OSError as e:
-        raise DataError(
-            f"The folder of the stores must be writable, but {cache}: {e.strerror}; "
-            "set data.cache_dir."
-        ) from e
-    return target
-
-
-def _describe(path: Paths) -> str:
-    return str(path) if isinstance(path, str | Path) else ", ".join(str(part) for part in path)
-
-
-def _content_key(paths: Paths, cache: Path) -> str:
-    """The content key, hashed anew only when a file's name, size or time has changed."""
-    seen = hashlib.blake2b(digest_size=16)
-    for file in find_files(paths):
-        stat = file.stat()
-        seen.update(f"{file.resolve()}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
-    sidecar = cache / f"{seen.hexdigest()}.key"
-    try:
-        return sidecar.read_text()
-    except FileNotFoundError:
-        key = content_key(paths)
-        partial = sidecar.with_suffix(f".{os.getpid()}")
-        partial.write_text(key)
-        partial.replace(sidecar)
-        return key
-
-
-def _write(
-    file: BinaryIO, games: Iterable[Game | Drop], source: str, progress: Progress | None
-) -> None:
-    drops: Counter[str] = Counter()
-    moves: list[NDArray[np.uint16]] = []
-    flags: list[NDArray[np.uint8]] = []
-    hashes: list[int] = []
-    starts = [0]
-    file.seek(HEADER_BYTES)
-    empty_board = bytes(FRAME_BYTES)
-    file.write(empty_board)
-    frames_crc = zlib.crc32(empty_board)
-    for game in games:
-        if isinstance(game, Drop):
-            drops[game.reason] += 1
-            continue
-        file.write(game.frames)
-        frames_crc = zlib.crc32(game.frames, frames_crc)
-        moves.append(np.asarray(game.moves, dtype="<u2"))
-        flags.append(_flags(game))
-        hashes.append(int.from_bytes(game.key[:8], "little"))
-        starts.append(starts[-1] + len(game.moves))
-        if progress is not None:
-            progress(len(hashes), starts[-1])
-    if not hashes:
-        counted = ", ".join(f"{reason}: {n}" for reason, n in sorted(drops.items()))
-        raise DataError(
-            f"Training needs at least one usable game, but {source} holds none "
-            f"({'dropped: ' + counted if counted else 'no game at all'}): "
-            "point data.path at 19x19 SGF games with a result."
-        )
-    n_positions = starts[-1]
-    sections = {
-        "frames": {
-            "dtype": SECTIONS["frames"],
-            "shape": [n_positions + 1, FRAME_BYTES],
-            "offset": HEADER_BYTES,
-            "crc32": frames_crc,
-        }
-    }
-    arrays: dict[str, NDArray[Any]] = {
-        "position_frame": np.arange(1, n_positions + 1, dtype=SECTIONS["position_frame"]),
-        "move": np.concatenate(moves),
-        "flags": np.concatenate(flags),
-        "game_start": np.array(starts, dtype=SECTIONS["game_start"]),
-        "game_hash": np.array(hashes, dtype=SECTIONS["game_hash"]),
-    }
-    for name, array in arrays.items():
-        file.seek(-file.tell() % ALIGNMENT, os.SEEK_CUR)
-        sections[name] = {
-            "dtype": SECTIONS[name],
-            "shape": list(array.shape),
-            "offset": file.tell(),
-            "crc32": zlib.crc32(array.tobytes()),
-        }
-        file.write(array.tobytes())
-    header = {
-        "version": VERSION,
-        "created_by": f"lzsweep {version('lzsweep')}",
-        "source": source[:1000],
-        "n_games": len(hashes),
-        "n_positions": n_positions,
-        "drops": dict(drops),
-        "bytes": file.tell(),
-        "sections": sections,
-    }
-    _write_header(file, header)
-
-
-def _flags(game: Game) -> NDArray[np.uint8]:
-    colours = np.frombuffer(game.colours, dtype=np.uint8)
-    history = np.minimum(np.arange(len(colours)), MAX_HISTORY)
-    to_move = np.where(colours == WHITE, WHITE_TO_MOVE, 0)
-    won = np.where(colours == game.winner, MOVER_WON, 0)
-    return (to_move | won | history << HISTORY_SHIFT).astype(np.uint8)
-
-
-def _write_header(file: BinaryIO, header: dict[str, Any]) -> None:
-    start = len(MAGIC) + 12
-    text = json.dumps(header).encode().ljust(HEADER_BYTES - start)
-    assert len(text) == HEADER_BYTES - start, "the reserved header is too small"
-    numbers = np.array([VERSION, len(text), zlib.crc32(text)], dtype="<u4")
-    file.seek(0)
-    file.write(MAGIC + numbers.tobytes() + text)
-
-
 def _read_header(file: BinaryIO, path: Path) -> dict[str, Any]:
-    start = file.read(len(MAGIC) + 12)
-    if len(start) < len(MAGIC) + 12 or not start.startswith(MAGIC):
+    start = file.read(HEADER_START)
+    if len(start) < HEADER_START or not start.startswith(MAGIC):
         raise DataError(f"A store begins with {MAGIC!r}, but {path} does not: not a store.")
     number, length, crc = (int(n) for n in np.frombuffer(start, "<u4", offset=len(MAGIC)))
-    text = file.read(length)
+    size = os.fstat(file.fileno()).st_size
+    text = file.read(length) if length <= size else b""
     if len(text) < length or zlib.crc32(text) != crc:
-        raise _damaged(path, "its header does not match its checksum")
+        raise damaged(path, "its header does not match its checksum")
     if number > VERSION:
         raise DataError(
             f"This lzsweep reads stores up to version {VERSION}, but {path} has version "
             f"{number}: written by a newer lzsweep. Update lzsweep or delete the file."
         )
-    header: dict[str, Any] = json.loads(text)
-    size = os.fstat(file.fileno()).st_size
-    if header["version"] != number or header["bytes"] != size:
-        raise _damaged(path, f"it has {size} bytes where its header says {header['bytes']}")
-    return header
+    try:
+        header = json.loads(text)
+        described = header["version"] == number and isinstance(header["sections"], dict)
+        told = header["bytes"]
+    except (ValueError, KeyError, TypeError, RecursionError) as e:
+        raise damaged(path, "its header is unreadable") from e
+    if not described:
+        raise damaged(path, "its header is unreadable")
+    if told != size:
+        raise damaged(path, f"it has {size} bytes where its header says {told}")
+    return dict(header)
 
 
 def _section(mapped: mmap.mmap, header: dict[str, Any], name: str, path: Path) -> NDArray[Any]:
     try:
         entry = header["sections"][name]
-        shape = tuple(entry["shape"])
-        flat = np.frombuffer(
-            mapped, np.dtype(SECTIONS[name]), count=int(np.prod(shape)), offset=entry["offset"]
-        )
+        offset, *shape = (int(n) for n in (entry["offset"], *entry["shape"]))
+        if min(offset, *shape) < 0 or shape[1:] != ([WIDTHS[name]] if name in WIDTHS else []):
+            raise ValueError(f"shape {shape}")
+        dtype = np.dtype((SECTIONS | POLICY_SECTIONS)[name])
+        flat = np.frombuffer(mapped, dtype, count=int(np.prod(shape)), offset=offset)
         return flat.reshape(shape)
-    except (KeyError, ValueError) as e:
-        raise _damaged(path, f"its section `{name}` is unreadable") from e
+    except (KeyError, ValueError, TypeError, OverflowError) as e:
+        raise damaged(path, f"its section `{name}` is unreadable") from e
 
 
 def _check_fit(arrays: dict[str, NDArray[Any]], path: Path) -> None:
-    n_positions = {len(arrays[name]) for name in ("position_frame", "move", "flags")}
+    per_position = ("position_frame", "move", "flags", "policy_moves")
+    n_positions = {len(arrays[name]) for name in per_position if name in arrays}
     start = arrays["game_start"]
-    if (
-        len(start) != len(arrays["game_hash"]) + 1
-        or n_positions != {int(start[-1])}
-        or arrays["frames"].shape[1:] != (FRAME_BYTES,)
-    ):
-        raise _damaged(path, "its sections do not fit together")
+    fits = len(start) == len(arrays["game_hash"]) + 1 and n_positions == {int(start[-1])}
+    if fits and "policy_start" in arrays:
+        ends = arrays["policy_start"]
+        fits = len(ends) == int(start[-1]) + 1 and int(ends[-1]) == len(arrays["policy_values"])
+    if not fits or not n_positions - {0}:
+        raise damaged(path, "its sections do not fit together")
 
 
 def _verify(arrays: dict[str, NDArray[Any]], header: dict[str, Any], path: Path) -> None:
     for name, array in arrays.items():
-        if zlib.crc32(np.ascontiguousarray(array).data) != header["sections"][name]["crc32"]:
-            raise _damaged(path, f"its section `{name}` does not match its checksum")
+        if zlib.crc32(np.ascontiguousarray(array).data) != header["sections"][name].get("crc32"):
+            raise damaged(path, f"its section `{name}` does not match its checksum")
+    if not all(_sense(arrays)):
+        raise damaged(path, "its sections do not fit together")
 
 
-def _damaged(path: Path, detail: str) -> DataError:
+def _sense(arrays: dict[str, NDArray[Any]]) -> Iterator[bool]:
+    """What a reader relies on, one after the other."""
+    history, frame = arrays["flags"] >> HISTORY_SHIFT, arrays["position_frame"]
+    yield int(history.max()) <= MAX_HISTORY and bool((history <= frame).all())
+    yield int(frame.max()) < len(arrays["frames"])
+    yield _rises(arrays["game_start"])
+    unplayed = arrays["move"] >= N_MOVES
+    if "policy_start" not in arrays:
+        yield not unplayed.any()
+        return
+    moves, starts = arrays["policy_moves"], arrays["policy_start"]
+    counts = np.bitwise_count(moves).sum(axis=1)
+    yield _rises(starts) and np.array_equal(np.diff(starts), counts) and int(counts.min()) > 0
+    yield bool((arrays["move"][unplayed] == UNPLAYED).all())
+    yield not (moves[:, -1] >> N_MOVES % 8).any()
+
+
+def _rises(starts: NDArray[np.uint64]) -> bool:
+    return int(starts[0]) == 0 and bool((starts[1:] >= starts[:-1]).all())
+
+
+def damaged(path: Path, detail: str) -> DataError:
+    """The error about a file that cannot be trusted."""
     return DataError(f"The store {path} is damaged: {detail}. Delete it; it will be built anew.")

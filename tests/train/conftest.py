@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import torch
 
+from lzsweep.train.build import ensure_store
 from lzsweep.train.data import GoData
-from lzsweep.train.store import Store, ensure_store
+from lzsweep.train.store import Store
 
 Config = dict[str, Any]
 

@@ -15,8 +15,9 @@ import pytest
 from lzsweep.errors import DataError
 from lzsweep.go.board import BLACK, WHITE
 from lzsweep.go.sgf import Drop, Game, read_games
-from lzsweep.train import store as store_module
-from lzsweep.train.store import BUNDLED_GAMES, MAGIC, Store, build_store, ensure_store
+from lzsweep.train import build as build_module
+from lzsweep.train.build import BUNDLED_GAMES, build_store, ensure_store
+from lzsweep.train.store import MAGIC, Store
 
 SGF = "(;GM[1]SZ[19]RE[B+1.5];B[pd];W[dp];B[pq];W[dd];B[])"
 
@@ -221,14 +222,14 @@ def test_an_unchanged_archive_is_not_hashed_again(
     games = tmp_path / "game.sgf"
     games.write_text(SGF)
     first = ensure_store(games, tmp_path / "cache")
-    monkeypatch.delattr(store_module, "content_key")
+    monkeypatch.delattr(build_module, "content_key")
 
     assert ensure_store(games, tmp_path / "cache") == first
 
 
 def test_a_store_file_stands_for_itself(store: Store, tmp_path: Path) -> None:
     assert ensure_store(store.path, tmp_path / "cache") == store.path
-    assert not (tmp_path / "cache").exists()
+    assert not list(tmp_path.glob("cache/*.store"))
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
@@ -267,3 +268,42 @@ def test_four_processes_at_once_build_one_store(tmp_path: Path) -> None:
 
     assert len({(path, n) for path, n, _ in answers}) == 1
     assert sum(n_built for _, _, n_built in answers) == 1
+
+
+def test_what_is_asked_of_the_games_is_part_of_the_key(tmp_path: Path) -> None:
+    games = tmp_path / "games.sgf"
+    repeated = SGF.replace(";W[dd]", ";B[dd];W[cc]")
+    games.write_text(SGF + SGF.replace("RE[", "KM[7.5]RE[") + repeated)
+    cache = tmp_path / "cache"
+    every = Store.open(ensure_store(games, cache, filter={"min_moves": 0, "komi": None}))
+    even = Store.open(ensure_store(games, cache, filter={"komi": [7, 8]}))
+    strict = Store.open(ensure_store(games, cache, strict=True))
+
+    assert (every.n_games, even.n_games, strict.n_games) == (3, 1, 2)
+    assert len({every.path, even.path, strict.path}) == 3
+    assert ensure_store(games, cache) == every.path
+    assert even.info["drops"] == {"komi unknown": 2}
+    assert even.info["examples"] == {"komi unknown": f"{games}#1: "}
+    assert list(strict.info["drops"]) == ["truncated"]
+
+
+def test_a_store_that_has_changed_is_verified_before_it_is_used(tmp_path: Path) -> None:
+    games = tmp_path / "game.sgf"
+    games.write_text(SGF)
+    path = ensure_store(games, tmp_path / "cache")
+
+    damaged(path, 4096 + 92 + 7, b"\xff")
+
+    for _ in range(2):
+        with pytest.raises(DataError, match="section `frames` does not match its checksum"):
+            ensure_store(games, tmp_path / "cache")
+
+
+def test_a_long_source_does_not_fill_the_header(tmp_path: Path) -> None:
+    drops = [Drop("棋" * 999, f"reason {i}", "\udce9" * 99) for i in range(20)]
+    source = "囲碁\udce9" * 3000
+
+    store = build_store(tmp_path / "some.store", [*drops, game(5)], source=source)
+
+    assert len(store.info["drops"]) == 20
+    assert store.info["source"].startswith("囲碁")
