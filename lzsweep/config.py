@@ -314,7 +314,7 @@ def known_keys() -> list[str]:
     todo: list[tuple[str, DictConfig]] = [("", root)]
     while todo:
         prefix, node = todo.pop(0)
-        for key in node:
+        for key in map(str, node):
             keys.append(f"{prefix}{key}")
             child = node._get_node(key)
             if isinstance(child, DictConfig) and not child._is_none() and key != "hydra":

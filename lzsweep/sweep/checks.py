@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from optuna.distributions import CategoricalDistribution
 
-from lzsweep.config import METRICS, WEIGHTED, compose, explain
+from lzsweep.config import METRICS, WEIGHTED, compose, explain, target_problems
 from lzsweep.errors import ConfigError, LzsweepError
 from lzsweep.sweep.slots import find_slots
 from lzsweep.sweep.space import Space, Value, to_overrides
@@ -64,6 +64,8 @@ def check_sweep(
             configs.append(config)
         except (HydraException, OmegaConfBaseException) as error:
             problems.append(explain(error))
+    for config in configs:
+        problems += target_problems(config)
     if configs:
         problems += _objective_problems(configs[0], space)
     problems += _place_problems(cfg, space, is_basic=is_basic)

@@ -107,7 +107,11 @@ class Controller:
             created=time.time(),
         )
         study, is_new = create_study(
-            cfg.study.storage, name, record, _budget(cfg.study.n_trials, space)
+            cfg.study.storage,
+            name,
+            record,
+            _budget(cfg.study.n_trials, space),
+            extend=cfg.study.n_trials is not None,
         )
         record = study.record
         if record.tracking_uri != redact(uri):

@@ -31,9 +31,15 @@ class Judge(Callback):
         if self._link.ask(Report(trainer.current_epoch + 1, values)) == "prune":
             raise Pruned
 
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        self._stop_where_resuming_is_exact(trainer)
+
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        self._stop_where_resuming_is_exact(trainer)
+
+    def _stop_where_resuming_is_exact(self, trainer: Trainer) -> None:
         if self._link.stopping:
             checkpoints = trainer.checkpoint_callback
             assert isinstance(checkpoints, Checkpoints)
-            checkpoints.save_last(trainer)
-            raise Stopped
+            if checkpoints.save_last(trainer):
+                raise Stopped

@@ -360,8 +360,17 @@ def open_study(url: str, name: str) -> Study:
     return Study(storage, study)
 
 
-def create_study(url: str, name: str, record: Record, n_trials: int) -> tuple[Study, bool]:
+def create_study(
+    url: str, name: str, record: Record, n_trials: int, *, extend: bool = True
+) -> tuple[Study, bool]:
     """Create a study, or join the one of that name if it sweeps the same thing.
+
+    Args:
+        url: of the study database.
+        name: of the study.
+        record: what is swept.
+        n_trials: the budget.
+        extend: whether a study that is joined takes over this budget as well.
 
     Returns:
         The study and whether it is new.
@@ -382,7 +391,8 @@ def create_study(url: str, name: str, record: Record, n_trials: int) -> tuple[St
             study.set_user_attr("record", vars(record))
         else:
             _check_same(Record.from_json(study.user_attrs["record"]), record, name, url)
-        study.set_user_attr("n_trials", n_trials)
+        if is_new or extend:
+            study.set_user_attr("n_trials", n_trials)
         study.set_user_attr("stopped", "")
     return Study(storage, study), is_new
 

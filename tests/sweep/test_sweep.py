@@ -80,6 +80,23 @@ def test_a_stock_sweeper_runs_plain_trainings(cli: Cli, work: Path, sweeper: str
     assert all("val/loss_unweighted" in r.data.metrics for r in runs)
 
 
+@pytest.mark.parametrize(
+    ("logger", "file"), [("csv", "metrics.csv"), ("tensorboard", "events.out*"), ("none", "lock")]
+)
+def test_other_loggers_need_no_mlflow(cli: Cli, work: Path, logger: str, file: str) -> None:
+    cli.sweep("study.name=l", f"logger={logger}", "network=tiny", "lr=0.01")
+    (trial,) = cli.status("l")["trials"]
+    assert trial["state"] == "complete"
+    assert list(Path(trial["folder"]).glob(file))
+    assert not (work / "mlflow.db").exists()
+
+
+def test_a_budget_once_given_stays(cli: Cli) -> None:
+    command = ("study.name=a", "network=tiny", "lr=interval(0.01,0.1)")
+    cli.sweep(*command, "study.n_trials=1")
+    assert "study a is complete: 1 of 1 trials" in cli.sweep(*command)
+
+
 def test_a_killed_trial_process_goes_on_from_its_checkpoint(cli: Cli, work: Path) -> None:
     killed: list[int] = []
 
