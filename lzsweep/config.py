@@ -45,8 +45,8 @@ WEIGHTED = ("train/loss", "val/loss", "test/loss")
 
 _KNOWN_PACKAGES = ("lzsweep", "torch", "pytorch_lightning", "torchmetrics")
 
-BEST_CHECKPOINT = "checkpoints/best.ckpt"
-"""In a run's folder: the state at the best validation."""
+ARTIFACTS = {"checkpoints/best.ckpt": "checkpoints"}
+"""What a training leaves in its folder -> where that goes among the artifacts of its run."""
 
 
 @dataclass

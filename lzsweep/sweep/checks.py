@@ -18,6 +18,7 @@ from lzsweep.errors import ConfigError, LzsweepError
 from lzsweep.sweep.slots import find_slots
 from lzsweep.sweep.space import Space, Value, to_overrides
 from lzsweep.tracking.client import redact
+from lzsweep.tracking.recorder import has_recorder
 from lzsweep.tracking.runs import check_server
 from lzsweep.train.run import prepare_data
 
@@ -73,7 +74,7 @@ def check_sweep(
         partial(find_slots, str(cfg.worker.slots), cfg.worker.slots_per_device)
     ]
     checks += [partial(prepare_data, data) for data in _distinct(configs, "data")]
-    if cfg.logger is not None:
+    if has_recorder(cfg.logger):
         checks.append(partial(check_server, cfg.tracking.uri))
     for check in checks:
         try:

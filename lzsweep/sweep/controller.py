@@ -38,6 +38,7 @@ from lzsweep.sweep.storage import absolute_url
 from lzsweep.sweep.study import Record, Study, create_study
 from lzsweep.sweep.worker import start_forkserver
 from lzsweep.tracking.client import redact, resolve_uri
+from lzsweep.tracking.recorder import has_recorder
 from lzsweep.tracking.runs import code_version, open_parent
 
 N_TRIALS = 20
@@ -123,7 +124,7 @@ class Controller:
             now = code_version().get("lzsweep.git.commit")
             if now != commit:
                 _logger.warning("the study began with code %s, this is %s", commit, now)
-        if cfg.logger is not None and not study.is_done():
+        if has_recorder(cfg.logger) and not study.is_done():
             study.set_parent_run(
                 open_parent(
                     record.folder,
@@ -218,7 +219,8 @@ class Controller:
                 )
         if path := write_best(study):
             self._say(f"train it again: {train_command(Path(_shown(path)))}")
-        self._say(_how_to_look(study))
+        if study.record.parent_run_id:
+            self._say(_how_to_look(study))
         if done or study.stopped():
             finish_study(study, self._config.tracking.uri)
         if reason := study.stopped():

@@ -27,21 +27,17 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import UNSAFE_DISABLE_EXECUTION_CHECKS, instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from lzsweep.config import BEST_CHECKPOINT, compose, make_loader
+from lzsweep.config import ARTIFACTS, compose, make_loader
 from lzsweep.errors import LzsweepError
 from lzsweep.sweep.attempt import Attempt
-from lzsweep.sweep.report import finish_study, write_text
+from lzsweep.sweep.report import finish_study
 from lzsweep.sweep.slots import Slot, find_slots
 from lzsweep.sweep.space import parse_space, to_overrides
 from lzsweep.sweep.storage import DATABASE_ERRORS, first_line
 from lzsweep.sweep.study import Claim, Ending, Study, Trial, TrialLost, open_study
 from lzsweep.sweep.trial import End, Report, Spec, Word, prove_preloaded
-from lzsweep.tracking.client import redact
-from lzsweep.tracking.delivery import Sender
-from lzsweep.tracking.journal import Journal
 from lzsweep.tracking.outbox import run_id_of
-from lzsweep.tracking.runs import code_version
-from lzsweep.tracking.system import SystemSampler
+from lzsweep.tracking.recorder import Recorder
 
 IDLE_S = 0.5
 """Time between two looks for something to claim."""
@@ -49,8 +45,6 @@ WATCH_S = 5.0
 """Time between two heartbeats, and between two looks for lost workers."""
 DATABASE_PATIENCE_S = 3600.0
 """Time a worker waits for a lost database before it gives up."""
-DELIVERY_S = 60.0
-"""Time a worker gives MLflow at its end before it leaves the rest to `lzsweep sync`."""
 
 _logger = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -127,8 +121,8 @@ class Worker:
         texts, fixed = self._record.space, self._record.fixed
         self._space = parse_space(fixed, texts, self._loader)
         self._slots = find_slots(str(cfg.worker.slots), cfg.worker.slots_per_device)
-        self._sender = Sender(cfg.tracking.uri)
-        self._sampler = SystemSampler(interval_s=cfg.tracking.system_metrics_s)
+        # The study has a run of its own if its trials are to have some.
+        self._recorder = Recorder(**cfg.tracking) if self._record.parent_run_id else None
         self._lock = threading.Lock()
         self._rows: dict[int, int] = {}  # slot -> row of the attempt that it trains
         self._composing = threading.Lock()
@@ -147,14 +141,10 @@ class Worker:
                 self._watch()
                 for thread in threads:
                     thread.join(WATCH_S / len(threads))
-        self._sampler.close()
         if self._study.is_done() or self._study.stopped():
             finish_study(self._study, self._cfg.tracking.uri)
-        if undelivered := self._sender.close(DELIVERY_S):
-            _logger.warning(
-                "MLflow did not take everything of %d runs; deliver it with `lzsweep sync`",
-                len(undelivered),
-            )
+        if self._recorder:
+            self._recorder.close()
 
     def _fill(self, slot: Slot) -> None:
         """One slot's life: claim and train until there is nothing left to wait for."""
@@ -185,36 +175,28 @@ class Worker:
     def _train(self, claim: Claim, slot: Slot) -> None:
         trial = claim.trial
         config = self._compose(trial)
-        with Journal(self._folder / str(trial.number)) as journal:
-            self._start_run(journal, trial, config)
-            end = self._follow(claim, slot, journal.folder, config)
-            self._finish(claim, end, journal)
+        folder = self._folder / str(trial.number)
+        folder.mkdir(parents=True, exist_ok=True)
+        if self._recorder:
+            self._recorder.start(
+                folder,
+                name=run_name(trial),
+                params=trial.params,
+                tags={
+                    "lzsweep.study": self._study.name,
+                    "lzsweep.trial": str(trial.number),
+                    "lzsweep.attempt": str(trial.attempt),
+                    "lzsweep.worker": self._name,
+                },
+                config=OmegaConf.to_yaml(OmegaConf.create(config)),
+                parent_run_id=self._record.parent_run_id,
+            )
+        self._finish(claim, self._follow(claim, slot, folder, config), folder)
 
     def _compose(self, trial: Trial) -> dict[str, Any]:
         with self._composing:  # Hydra's registries are not made for threads
             overrides = [*self._record.fixed, *to_overrides(trial.params)]
             return compose(self._loader, overrides, self._record.config_name)
-
-    def _start_run(self, journal: Journal, trial: Trial, config: dict[str, Any]) -> None:
-        journal.start(
-            experiment=self._cfg.tracking.experiment,
-            name=run_name(trial),
-            params=trial.params,
-            tags={
-                **code_version(),
-                "lzsweep.study": self._study.name,
-                "lzsweep.trial": str(trial.number),
-                "lzsweep.attempt": str(trial.attempt),
-                "lzsweep.worker": self._name,
-                "lzsweep.folder": str(journal.folder),
-            },
-            parent_run_id=self._record.parent_run_id,
-        )
-        if trial.attempt == 1:
-            path = journal.folder / "config.yaml"
-            write_text(path, redact(OmegaConf.to_yaml(OmegaConf.create(config))))
-            journal.artifact(path.name)
-        self._sender.add(journal.folder)
 
     def _follow(self, claim: Claim, slot: Slot, folder: Path, config: dict[str, Any]) -> End:
         record = self._record
@@ -225,29 +207,23 @@ class Worker:
             is_bad = self._patiently(self._study.report, claim, report.step, report.values[0])
             return "prune" if is_bad else "go on"
 
-        attempt = Attempt(
-            Spec(
-                config,
-                str(folder),
-                record.metrics,
-                slot.device,
-                slot.threads,
-            )
-        )
-        devices = None if slot.device is None else [slot.device]
-        if self._cfg.tracking.system_metrics_s:
-            self._sampler.add(folder, pid=attempt.pid, devices=devices)
+        spec = Spec(config, str(folder), record.metrics, slot.device, slot.threads)
+        attempt = Attempt(spec)
+        if self._recorder:
+            devices = None if slot.device is None else [slot.device]
+            self._recorder.watch(folder, pid=attempt.pid, devices=devices)
         with self._lock:
             self._rows[slot.number] = claim.row
         try:
             return attempt.follow(answer, self._stopping.is_set, self._cfg.worker.trial_timeout)
         finally:
             attempt.kill()
-            self._sampler.remove(folder)
+            if self._recorder:
+                self._recorder.unwatch(folder)
             with self._lock:
                 del self._rows[slot.number]
 
-    def _finish(self, claim: Claim, end: End, journal: Journal) -> None:
+    def _finish(self, claim: Claim, end: End, folder: Path) -> None:
         """Tell the run, then the study, how the attempt ended.
 
         In this order: whoever dies in between leaves a trial that is retried, and its next
@@ -260,13 +236,13 @@ class Worker:
             state: Ending = "error"
         else:
             state = end.kind
-        try:
-            if state == "complete" and (journal.folder / BEST_CHECKPOINT).exists():
-                journal.artifact(BEST_CHECKPOINT, "checkpoints")
-            journal.tags({"lzsweep.state": state, "lzsweep.reason": end.reason})
-            journal.end("FAILED" if state in ("error", "infeasible") else "FINISHED")
-        except OSError as error:  # a full disk, say; the study must know all the same
-            _logger.warning("trial %d: no end in its journal: %s", claim.trial.number, error)
+        if self._recorder:
+            self._recorder.end(
+                folder,
+                "FAILED" if state in ("error", "infeasible") else "FINISHED",
+                tags={"lzsweep.state": state, "lzsweep.reason": end.reason},
+                artifacts=ARTIFACTS if state == "complete" else None,
+            )
         if end.kind != "killed":
             self._patiently(
                 self._study.tell,
@@ -276,7 +252,7 @@ class Worker:
                 reason=end.reason,
                 metrics=end.metrics,
                 train_s=end.train_s,
-                run_id=run_id_of(journal.folder),
+                run_id=run_id_of(folder),
             )
         if state == "error":
             self._stop_after_same_errors()

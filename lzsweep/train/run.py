@@ -11,18 +11,14 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from lzsweep.config import BEST_CHECKPOINT, target_problems
+from lzsweep.config import ARTIFACTS, target_problems
 from lzsweep.errors import ConfigError, UserError
 from lzsweep.tracking.client import redact
-from lzsweep.tracking.delivery import Sender
-from lzsweep.tracking.journal import Journal, Status
+from lzsweep.tracking.journal import Status
 from lzsweep.tracking.outbox import run_id_of
-from lzsweep.tracking.runs import check_server, code_version
-from lzsweep.tracking.system import SystemSampler
+from lzsweep.tracking.recorder import Recorder, has_recorder
+from lzsweep.tracking.runs import check_server
 from lzsweep.train.build import ensure_store
-
-DELIVERY_S = 60.0
-"""Time MLflow is given at the end before the rest is left to `lzsweep sync`."""
 
 
 def run(cfg: DictConfig) -> float | list[float]:
@@ -93,39 +89,29 @@ def _recorded(
 ) -> Iterator[None]:
     """Record the body as an MLflow run, if the logger is ours: journal, delivery, true status."""
     tracking = config["tracking"]
-    if not str((config["logger"] or {}).get("_target_")).endswith(".JournalLogger"):
+    if not has_recorder(config["logger"]):
         yield
         return
     check_server(tracking["uri"])
-    sender = Sender(tracking["uri"])
-    sampler = SystemSampler(interval_s=tracking["system_metrics_s"])
-    with Journal(folder) as journal:
-        journal.start(
-            experiment=tracking["experiment"],
-            name=f"{job}{' '.join(overrides)}" or "defaults",
-            params=_params(overrides),
-            tags={**code_version(), "lzsweep.folder": str(folder)},
-        )
-        path = folder / "config.yaml"
-        path.write_text(redact(OmegaConf.to_yaml(OmegaConf.create(config))))
-        journal.artifact(path.name)
-        sender.add(folder)
-        if tracking["system_metrics_s"]:
-            sampler.add(folder)
-        status: Status = "FAILED"
-        try:
-            yield
-            status = "FINISHED"
-        except (KeyboardInterrupt, SystemExit):  # Lightning turns Ctrl-C into an exit
-            status = "KILLED"
-            raise
-        finally:
-            sampler.close()
-            if status == "FINISHED":
-                journal.artifact(BEST_CHECKPOINT, "checkpoints")
-            journal.end(status)
-            if sender.close(DELIVERY_S):
-                print("MLflow did not take everything: `lzsweep sync` delivers the rest")
+    recorder = Recorder(**tracking)
+    recorder.start(
+        folder,
+        name=f"{job}{' '.join(overrides)}" or "defaults",
+        params=_params(overrides),
+        tags={},
+        config=OmegaConf.to_yaml(OmegaConf.create(config)),
+    )
+    recorder.watch(folder)
+    status: Status = "FAILED"
+    try:
+        yield
+        status = "FINISHED"
+    except (KeyboardInterrupt, SystemExit):  # Lightning turns Ctrl-C into an exit
+        status = "KILLED"
+        raise
+    finally:
+        recorder.end(folder, status, artifacts=ARTIFACTS if status == "FINISHED" else None)
+        recorder.close()
     print(f"run {run_id_of(folder)} at {redact(tracking['uri'])}")
 
 

@@ -1,0 +1,128 @@
+"""The recorder of a process's runs: their journals, the delivery of these, system metrics."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from lzsweep.tracking.client import redact
+from lzsweep.tracking.delivery import Sender
+from lzsweep.tracking.journal import Journal, Status
+from lzsweep.tracking.runs import code_version
+from lzsweep.tracking.system import SystemSampler
+
+CONFIG_NAME = "config.yaml"
+DELIVERY_S = 60.0
+"""Time MLflow is given at the end before the rest is left to `lzsweep sync`."""
+
+_logger = logging.getLogger(__name__)
+
+
+class Recorder:
+    """Records runs, each in its folder; any thread may start and end one.
+
+    A full disk or a lost server costs the record, never the training: what cannot be written is
+    warned of, what cannot be delivered waits in the journal.
+
+    Args:
+        uri: the MLflow server.
+        experiment: where the runs belong.
+        system_metrics_s: seconds between two samples of CPU, memory and GPU; 0 for none.
+    """
+
+    def __init__(self, uri: str, experiment: str, system_metrics_s: float) -> None:
+        self._experiment = experiment
+        self._system_metrics_s = system_metrics_s
+        self._sender = Sender(uri)
+        self._sampler = SystemSampler(interval_s=system_metrics_s or 10.0)
+
+    def start(
+        self,
+        folder: Path,
+        *,
+        name: str,
+        params: Mapping[str, object],
+        tags: Mapping[str, str],
+        config: str,
+        parent_run_id: str | None = None,
+    ) -> None:
+        """Begin the run of a folder, or take it up again.
+
+        Args:
+            folder: of the run.
+            name: in MLflow.
+            params: what is compared.
+            tags: besides those that say which code ran where.
+            config: the resolved configuration as YAML, uploaded once.
+            parent_run_id: the study's run.
+
+        Raises:
+            OSError: the folder cannot be written, so nothing could be trained in it either.
+        """
+        with Journal(folder) as journal:
+            is_new = journal.status is None
+            journal.start(
+                experiment=self._experiment,
+                name=name,
+                params=params,
+                tags={**code_version(), **tags, "lzsweep.folder": str(folder)},
+                parent_run_id=parent_run_id,
+            )
+            if is_new:
+                (folder / CONFIG_NAME).write_text(redact(config))
+                journal.artifact(CONFIG_NAME)
+        self._sender.add(folder)
+
+    def watch(
+        self, folder: Path, *, pid: int | None = None, devices: Sequence[str] | None = None
+    ) -> None:
+        """Sample system metrics into the run: of a process (this one) and of GPUs."""
+        if self._system_metrics_s:
+            self._sampler.add(folder, pid=pid, devices=devices)
+
+    def unwatch(self, folder: Path) -> None:
+        self._sampler.remove(folder)
+
+    def end(
+        self,
+        folder: Path,
+        status: Status,
+        *,
+        tags: Mapping[str, str] | None = None,
+        artifacts: Mapping[str, str] | None = None,
+    ) -> None:
+        """End the run of a folder.
+
+        Args:
+            folder: of the run.
+            status: as MLflow knows it.
+            tags: the last ones.
+            artifacts: files in the folder -> where they go among the run's artifacts; one that is
+                not there is left out.
+        """
+        self.unwatch(folder)
+        try:
+            with Journal(folder) as journal:
+                for path, target in (artifacts or {}).items():
+                    if (folder / path).exists():
+                        journal.artifact(path, target)
+                if tags:
+                    journal.tags(tags)
+                journal.end(status)
+        except OSError as error:
+            _logger.warning("the end of the run in %s could not be noted: %s", folder, error)
+
+    def close(self) -> None:
+        """Deliver what is left, for a limited time, and say what `lzsweep sync` will have to."""
+        self._sampler.close()
+        if undelivered := self._sender.close(DELIVERY_S):
+            _logger.warning(
+                "MLflow did not take everything of %d runs; deliver it with `lzsweep sync`",
+                len(undelivered),
+            )
+
+
+def has_recorder(logger: Mapping[str, object] | None) -> bool:
+    """Whether a `logger` node is ours, which writes into the journal."""
+    return str((logger or {}).get("_target_")).endswith(".JournalLogger")
