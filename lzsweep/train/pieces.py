@@ -24,6 +24,7 @@ from lzsweep.train.store import (
     MOVER_WON,
     UNPLAYED,
     WHITE_TO_MOVE,
+    Store,
 )
 
 DAMAGED_RECORD = "damaged record"
@@ -118,6 +119,28 @@ def _keys(records: Records, starts: NDArray[np.int64], length: NDArray[np.int64]
         content.update(records.policy[rows].astype("<f4").tobytes())
         keys.append(int.from_bytes(content.digest(), "little"))
     return keys
+
+
+def game_records(store: Store, game: int) -> Records:
+    """A game of a store in the shape of the chunk formats."""
+    rows = slice(int(store.game_start[game]), int(store.game_start[game + 1]))
+    flags, move = store.flags[rows], store.move[rows]
+    age = np.arange(N_HISTORY)
+    known = age <= (flags >> HISTORY_SHIFT)[:, None]
+    frame = np.where(known, store.position_frame[rows].astype(np.int64)[:, None] - age, 0)
+    boards = store.frames[frame].reshape(len(move), N_HISTORY, 2, PLANE_BYTES)
+    side: NDArray[np.uint8] = flags & np.uint8(WHITE_TO_MOVE)
+    row = np.arange(len(move))
+    planes = np.concatenate([boards[row, :, side], boards[row, :, 1 - side]], axis=1)
+    if store.policy_moves is None or store.policy_start is None or store.policy_values is None:
+        policy = certain_policy(move).astype(np.float32)
+    else:
+        bits = np.unpackbits(store.policy_moves[rows], axis=1, count=N_MOVES, bitorder="little")
+        policy = np.zeros(bits.shape, np.float32)
+        values = slice(int(store.policy_start[rows.start]), int(store.policy_start[rows.stop]))
+        policy[bits.astype(bool)] = store.policy_values[values]
+        policy /= policy.sum(axis=1, keepdims=True)
+    return Records(planes, side, policy, (flags & MOVER_WON != 0).astype(np.uint8))
 
 
 def pack_policy(policy: NDArray[np.float16]) -> tuple[NDArray[np.uint8], NDArray[np.float16]]:

@@ -133,10 +133,18 @@ class Store:
         info = {key: value for key, value in header.items() if key != "sections"}
         return cls(path=path, info=info, **arrays)
 
+    def assign_games(
+        self, val_fraction: float, test_fraction: float
+    ) -> dict[str, NDArray[np.int64]]:
+        """Assign every game to train, val or test by its hash; adding games moves none."""
+        u = self.game_hash.astype(np.float64) / 2.0**64
+        which = np.where(u < test_fraction, 2, np.where(u < test_fraction + val_fraction, 1, 0))
+        return {name: np.flatnonzero(which == i) for i, name in enumerate(SPLITS)}
+
     def split_games(
         self, val_fraction: float, test_fraction: float
     ) -> dict[str, NDArray[np.int64]]:
-        """Assign every game to train, val or test by its hash; adding games moves none.
+        """Assign the games, each split getting some.
 
         Raises:
             DataError: a split holds no game.
@@ -146,9 +154,7 @@ class Store:
                 "`val_fraction > 0`, `test_fraction > 0` and `val_fraction + test_fraction < 1` "
                 f"must hold for the data, but got {val_fraction=}, {test_fraction=}."
             )
-        u = self.game_hash.astype(np.float64) / 2.0**64
-        which = np.where(u < test_fraction, 2, np.where(u < test_fraction + val_fraction, 1, 0))
-        split = {name: np.flatnonzero(which == i) for i, name in enumerate(SPLITS)}
+        split = self.assign_games(val_fraction, test_fraction)
         if empty := [name for name, games in split.items() if not len(games)]:
             counts = ", ".join(f"{name} {len(games)}" for name, games in split.items())
             raise DataError(
