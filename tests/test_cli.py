@@ -138,3 +138,16 @@ def test_completion_offers_groups_and_options() -> None:
         check=False,
     )
     assert "network=small" in done.stdout, done.stderr
+
+
+def test_a_corrupt_game_is_left_out_counted_and_named(cli: Cli, work: Path) -> None:  # noqa: F811
+    from lzsweep.train.run import prepare_data
+
+    good = "(;GM[1]SZ[19]RE[B+R];B[aa];W[bb])"
+    bad = "(;GM[1]SZ[19]RE[B+R];B[aa];W[aa])"
+    (work / "games.sgf").write_text(good * 3 + bad)
+    data = {"_target_": "lzsweep.train.data.GoData", "path": "games.sgf", "cache_dir": str(work)}
+    news = prepare_data(data)
+    assert news.startswith("read 3 games, 6 positions: games.sgf\nleft out 1: illegal move, such")
+    assert "games.sgf#4" in news
+    assert prepare_data(data) == "", "the second time there is nothing to read"

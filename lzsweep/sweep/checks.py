@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
@@ -70,20 +70,26 @@ def check_sweep(
     if configs:
         problems += _objective_problems(configs[0], space)
     problems += _place_problems(cfg, space, is_basic=is_basic)
-    checks: list[Callable[[], object]] = [
-        partial(find_slots, str(cfg.worker.slots), cfg.worker.slots_per_device)
-    ]
-    checks += [partial(prepare_data, data) for data in _distinct(configs, "data")]
+    with _noted(problems):
+        find_slots(str(cfg.worker.slots), cfg.worker.slots_per_device)
+    for data in _distinct(configs, "data"):
+        with _noted(problems):
+            if news := prepare_data(data):
+                print(news)
     if has_recorder(cfg.logger):
-        checks.append(partial(check_server, cfg.tracking.uri))
-    for check in checks:
-        try:
-            check()
-        except LzsweepError as error:
-            problems.append(str(error))
+        with _noted(problems):
+            check_server(cfg.tracking.uri)
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)))
     return configs[0]
+
+
+@contextmanager
+def _noted(problems: list[str]) -> Iterator[None]:
+    try:
+        yield
+    except LzsweepError as error:
+        problems.append(str(error))
 
 
 def _probe_points(space: Space) -> Iterator[dict[str, Value]]:

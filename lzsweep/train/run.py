@@ -18,7 +18,8 @@ from lzsweep.tracking.journal import Status
 from lzsweep.tracking.outbox import run_id_of
 from lzsweep.tracking.recorder import Recorder, has_recorder
 from lzsweep.tracking.runs import check_server
-from lzsweep.train.build import ensure_store
+from lzsweep.train.build import ensure_store, find_store
+from lzsweep.train.store import Store
 
 
 def run(cfg: DictConfig) -> float | list[float]:
@@ -37,7 +38,8 @@ def run(cfg: DictConfig) -> float | list[float]:
     folder = Path(hydra.runtime.output_dir)
     if problems := target_problems(plain):
         raise ConfigError(problems)
-    prepare_data(plain["data"])
+    if news := prepare_data(plain["data"]):
+        print(news)
     with _recorded(plain, folder, list(hydra.overrides.task), job=_job(hydra)):
         from lzsweep.train.fit import train  # torch and Lightning: tens of seconds
 
@@ -51,18 +53,31 @@ def run(cfg: DictConfig) -> float | list[float]:
     return objectives_of(metrics, [wanted["metric"]])[0]
 
 
-def prepare_data(data: Mapping[str, Any]) -> None:
+def prepare_data(data: Mapping[str, Any]) -> str:
     """Turn the games of a `data` node into the store, before anything heavy is imported.
 
     No trial waits for it then, and missing or unusable games are told at once. A user's own
     `_target_` prepares its data itself.
 
+    Returns:
+        What was read and what was left out and why, if games were read now; else an empty text.
+
     Raises:
         DataError: no game there can be used.
     """
-    if data.get("_target_") == "lzsweep.train.data.GoData":
-        chosen = {key: data[key] for key in ("kind", "strict", "filter") if key in data}
-        ensure_store(data["path"], data["cache_dir"], **chosen)
+    if data.get("_target_") != "lzsweep.train.data.GoData":
+        return ""
+    chosen = {key: data[key] for key in ("kind", "strict", "filter") if key in data}
+    is_new = not find_store(data["path"], data["cache_dir"], **chosen).exists()
+    info = Store.open(ensure_store(data["path"], data["cache_dir"], **chosen)).info
+    if not is_new:
+        return ""
+    lines = [f"read {info['n_games']} games, {info['n_positions']} positions: {info['source']}"]
+    lines += [
+        f"left out {n}: {reason}, such as {info['examples'].get(reason, '')}"
+        for reason, n in info["drops"].items()
+    ]
+    return "\n".join(lines)
 
 
 def objectives_of(metrics: Mapping[str, float], names: Sequence[str]) -> tuple[float, ...]:
