@@ -19,6 +19,7 @@ from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
+from hydra.core.plugins import Plugins
 from hydra.errors import MissingConfigException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.types import RunMode
@@ -45,7 +46,12 @@ WEIGHTED = ("train/loss", "val/loss", "test/loss")
 
 _KNOWN_PACKAGES = ("lzsweep", "torch", "pytorch_lightning", "torchmetrics")
 
-ARTIFACTS = {"checkpoints/best.ckpt": "checkpoints"}
+BEST_CHECKPOINT = "checkpoints/best.ckpt"
+LAST_CHECKPOINT = "checkpoints/last.ckpt"
+WEIGHTS_FILE = "weights.txt.gz"
+"""What a training leaves in its folder: states to resume from, and the best for the engine."""
+
+ARTIFACTS = {BEST_CHECKPOINT: "checkpoints", WEIGHTS_FILE: ""}
 """What a training leaves in its folder -> where that goes among the artifacts of its run."""
 
 
@@ -64,6 +70,10 @@ class Study:
 
     name: str | None = None  # null: made of the sweep's file and a hash of what it sweeps
     n_trials: int | None = None  # finished trials; null: 20, or the full grid if all is discrete
+    max_time: Any = None  # since the study began: seconds, or DD:HH:MM:SS
+    max_device_hours: float | None = None  # of whole devices, all attempts together
+    target: float | None = None  # value of the first objective that is good enough
+    patience: int | None = None  # finished trials without a better one
     storage: str = "${oc.env:LZSWEEP_STORAGE,'sqlite:///lzsweep.db'}"
     space: dict[str, str] = field(default_factory=dict)  # key: sweep text; the command line wins
     max_retries: int = 3  # times a trial may be lost to killed processes and machines
@@ -111,6 +121,7 @@ class Network:
     _target_: str = "lzsweep.train.network.Network"
     blocks: int = MISSING
     filters: int = MISSING
+    init_from: str | None = None  # start from a weights file, a checkpoint or a run's folder
     in_channels: int = "${data.in_channels}"  # type: ignore[assignment]  # OmegaConf resolves it
     board_size: int = "${data.board_size}"  # type: ignore[assignment]
 
@@ -238,6 +249,8 @@ def sources(loader: ConfigLoader) -> list[str]:
 
 def make_loader(paths: Sequence[str]) -> ConfigLoaderImpl:
     """A config loader over just these places: no live `./conf`, whatever folder we are in."""
+    Plugins.instance()  # registers what reads `file://` and `pkg://`
+    register_schemas()
     search_path = ConfigSearchPathImpl()
     search_path.append("hydra", "pkg://hydra.conf")
     for path in paths:

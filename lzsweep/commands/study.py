@@ -1,7 +1,11 @@
-"""`list`, `status`, `best`: what was swept, how it goes, what won. `sync`: what MLflow lacks."""
+"""Studies looked at (`list`, `status`, `best`, `watch`) and steered (`stop`, `resume`); `sync`."""
 
 from __future__ import annotations
 
+import os
+import shlex
+import sys
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +14,10 @@ from rich.table import Table
 
 from lzsweep.commands import Format, Output, app, print_json
 from lzsweep.errors import UserError
+from lzsweep.sweep.progress import show_progress
+from lzsweep.sweep.record import STATES
 from lzsweep.sweep.report import (
+    STOPPED_BY_HAND,
     count_states,
     describe,
     describe_best,
@@ -19,12 +26,14 @@ from lzsweep.sweep.report import (
     trial_table,
     write_best,
 )
-from lzsweep.sweep.study import STATES, list_studies, open_study
+from lzsweep.sweep.study import Study, list_studies, open_study
+from lzsweep.sweep.trial import LOG_NAME
 from lzsweep.tracking.delivery import sync as deliver_all
 
 Storage = Annotated[str, typer.Option(envvar="LZSWEEP_STORAGE", help="URL of the study database.")]
 Name = Annotated[str, typer.Argument(metavar="STUDY", help="Name of the study; see `list`.")]
 SQLITE = "sqlite:///lzsweep.db"
+LOG_LINES = 30
 
 
 @app.command(
@@ -62,11 +71,21 @@ def list_command(storage: Storage = SQLITE, format: Output = Format.table) -> No
     make_console().print(table)
 
 
-@app.command(epilog="Examples:  lzsweep status demo   |   lzsweep status demo --format json")
-def status(study: Name, storage: Storage = SQLITE, format: Output = Format.table) -> None:
+@app.command(epilog="Examples:  lzsweep status demo   |   lzsweep status demo --trial 3")
+def status(
+    study: Name,
+    trial: Annotated[
+        int | None, typer.Option(help="Show this trial and the end of its own log.")
+    ] = None,
+    storage: Storage = SQLITE,
+    format: Output = Format.table,
+) -> None:
     """Show the trials of a study: state, parameters, values, learning curve, folder."""
     _must_exist(storage)
     opened = open_study(storage, study)
+    if trial is not None:
+        _show_trial(opened, trial, format)
+        return
     if format is Format.json:
         print_json(describe(opened))
         return
@@ -77,10 +96,9 @@ def status(study: Name, storage: Storage = SQLITE, format: Output = Format.table
     console.print(f"{counts or 'no trial yet'}; {opened.n_trials} trials wanted")
     if reason := opened.stopped():
         console.print(f"stopped: {reason}", markup=False)
-    for trial in trials:
-        if trial.state == "failed":
-            log = f"{opened.record.folder}/{trial.number}/trial.log"
-            console.print(f"#{trial.number} failed: {trial.reason}; see {log}", markup=False)
+    for failed in (t for t in trials if t.state == "failed"):
+        log = f"{opened.record.folder}/{failed.number}/{LOG_NAME}"
+        console.print(f"#{failed.number} failed: {failed.reason}; see {log}", markup=False)
 
 
 @app.command(epilog="Examples:  lzsweep best demo   |   lzsweep best demo --format json")
@@ -122,6 +140,70 @@ def sync(
         print(f"{folder}: {why}")
     if summary.left:
         raise typer.Exit(1)
+
+
+def _show_trial(study: Study, number: int, format: Format) -> None:
+    described = {t["number"]: t for t in describe(study)["trials"]}
+    if number not in described:
+        known = ", ".join(map(str, described)) or "none"
+        raise UserError(
+            f"a trial must exist to be shown, but {study.name} has no trial {number}, only {known}"
+        )
+    if format is Format.json:
+        print_json(described[number])
+        return
+    console = make_console()
+    console.print(trial_table(study, [t for t in study.trials() if t.number == number]))
+    if reason := described[number]["reason"]:
+        console.print(f"reason: {reason}", markup=False)
+    log = Path(described[number]["folder"]) / LOG_NAME
+    console.print(f"the end of {log}:", soft_wrap=True)
+    if log.exists():
+        lines = log.read_text(errors="replace").splitlines()[-LOG_LINES:]
+        console.print("\n".join(lines), markup=False, soft_wrap=True)
+
+
+@app.command(epilog="Examples:  lzsweep watch demo   |   lzsweep watch demo > progress.log")
+def watch(study: Name, storage: Storage = SQLITE) -> None:
+    """Show live how a study goes, whoever started it, until it ends; Ctrl-C only leaves."""
+    _must_exist(storage)
+    opened = open_study(storage, study)
+    with show_progress(opened, make_console()):
+        while not (opened.is_done() or opened.stopped()):
+            time.sleep(1.0)
+
+
+@app.command(epilog="Examples:  lzsweep stop demo   |   lzsweep stop demo && lzsweep resume demo")
+def stop(study: Name, storage: Storage = SQLITE) -> None:
+    """Stop a study wherever it runs: its trials write checkpoints, `resume` goes on from there."""
+    _must_exist(storage)
+    opened = open_study(storage, study)
+    if opened.is_done():
+        print(f"study {study} is complete; there is nothing to stop")
+        return
+    opened.stop(STOPPED_BY_HAND)
+    n_running = sum(t.state == "running" for t in opened.trials())
+    print(f"{n_running} running trials write their checkpoints and go back to {study};")
+    print(f"go on with it: lzsweep resume {study}")
+
+
+@app.command(epilog="Examples:  lzsweep resume demo   |   lzsweep resume demo study.n_trials=40")
+def resume(
+    study: Name,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Overrides of this time, such as study.n_trials=40.")
+    ] = None,
+    storage: Storage = SQLITE,
+) -> None:
+    """Go on with a study: the command that began it, typed again in its folder."""
+    _must_exist(storage)
+    record = open_study(storage, study).record
+    if not Path(record.cwd).is_dir():
+        raise UserError(f"a study is resumed where it began, but the folder {record.cwd} is gone")
+    command = ["-m", *record.command, f"study.name={study}", *(overrides or [])]
+    print("lzsweep", shlex.join(command), flush=True)
+    os.chdir(record.cwd)
+    os.execv(sys.executable, [sys.executable, "-m", "lzsweep", *command])
 
 
 def _must_exist(storage: str) -> None:

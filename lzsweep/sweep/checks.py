@@ -21,6 +21,7 @@ from lzsweep.tracking.client import redact
 from lzsweep.tracking.recorder import has_recorder
 from lzsweep.tracking.runs import check_server
 from lzsweep.train.run import prepare_data
+from lzsweep.train.source import check_init_from
 
 Direction = Literal["minimize", "maximize"]
 
@@ -76,6 +77,9 @@ def check_sweep(
         with _noted(problems):
             if news := prepare_data(data):
                 print(news)
+    for network in _distinct(configs, "network"):
+        with _noted(problems):
+            check_init_from(network)
     if has_recorder(cfg.logger):
         with _noted(problems):
             check_server(cfg.tracking.uri)

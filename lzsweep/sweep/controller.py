@@ -23,8 +23,10 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from lzsweep.config import make_loader, sources
 from lzsweep.errors import LzsweepError, UserError
 from lzsweep.go.board import N_MOVES
+from lzsweep.sweep.budget import Budget, parse_time
 from lzsweep.sweep.checks import check_sweep, objectives
 from lzsweep.sweep.progress import show_progress
+from lzsweep.sweep.record import Record
 from lzsweep.sweep.report import (
     finish_study,
     make_console,
@@ -35,7 +37,7 @@ from lzsweep.sweep.report import (
 )
 from lzsweep.sweep.space import Space, parse_space
 from lzsweep.sweep.storage import absolute_url
-from lzsweep.sweep.study import Record, Study, create_study
+from lzsweep.sweep.study import Study, create_study
 from lzsweep.sweep.worker import start_forkserver
 from lzsweep.tracking.client import redact, resolve_uri
 from lzsweep.tracking.recorder import has_recorder
@@ -77,9 +79,11 @@ class Controller:
             base = check_sweep(cfg, space, live, is_basic=self._is_basic)
             study = self._open(cfg, space, base)
         if study.is_done():
+            n_finished = sum(t.is_finished for t in study.trials())
+            why = study.spent() or "raise study.n_trials for more"
             self._say(
-                f"study {study.name} is complete: {study.n_trials} of {study.n_trials} trials;"
-                " raise study.n_trials for more, or choose another study.name to start anew"
+                f"study {study.name} is complete: {n_finished} of {study.n_trials} trials;"
+                f" {why}, or choose another study.name to start anew"
             )
         else:
             self._launch(study, space)
@@ -104,6 +108,8 @@ class Controller:
             config_name=cfg.hydra.job.config_name,
             tracking_uri=redact(uri),
             parent_run_id=None,
+            command=(*cfg.hydra.overrides.hydra, *cfg.hydra.overrides.task),
+            cwd=str(Path.cwd()),
             code=code_version(),
             created=time.time(),
         )
@@ -111,8 +117,8 @@ class Controller:
             cfg.study.storage,
             name,
             record,
-            _budget(cfg.study.n_trials, space),
-            extend=cfg.study.n_trials is not None,
+            _budget(cfg.study, space),
+            given=_given(cfg.study),
         )
         record = study.record
         if record.tracking_uri != redact(uri):
@@ -223,6 +229,8 @@ class Controller:
             self._say(_how_to_look(study))
         if done or study.stopped():
             finish_study(study, self._config.tracking.uri)
+        if done and (spent := study.spent()):
+            self._say(f"the study ended early: {spent}")
         if reason := study.stopped():
             raise LzsweepError(f"study {study.name} was stopped: {reason}")
         if not done:
@@ -236,10 +244,21 @@ class Controller:
         self._console.print(text, soft_wrap=True, markup=False)
 
 
-def _budget(n_trials: int | None, space: Space) -> int:
-    if not space.is_grid:
-        return n_trials or N_TRIALS
-    return min(n_trials or space.grid_size(), space.grid_size())
+def _budget(study: DictConfig, space: Space) -> Budget:
+    n_trials = study.n_trials or (space.grid_size() if space.is_grid else N_TRIALS)
+    return Budget(
+        n_trials=min(n_trials, space.grid_size()) if space.is_grid else n_trials,
+        max_time_s=None if study.max_time is None else parse_time(study.max_time),
+        max_device_hours=study.max_device_hours,
+        target=study.target,
+        patience=study.patience,
+    )
+
+
+def _given(study: DictConfig) -> list[str]:
+    """Fields of the budget that this command sets."""
+    keys = ("n_trials", "max_time", "max_device_hours", "target", "patience")
+    return [key.replace("max_time", "max_time_s") for key in keys if study[key] is not None]
 
 
 def _fingerprint(space: Space, base: Mapping[str, Any]) -> str:

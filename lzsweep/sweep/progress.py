@@ -11,9 +11,10 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from lzsweep.sweep.record import Trial
 from lzsweep.sweep.report import count_states, show_params, show_seconds, trial_table
 from lzsweep.sweep.storage import DATABASE_ERRORS
-from lzsweep.sweep.study import Study, Trial
+from lzsweep.sweep.study import Study
 
 REFRESH_S = 1.0
 

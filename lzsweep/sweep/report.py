@@ -15,12 +15,14 @@ from rich.console import Console
 from rich.table import Table
 
 from lzsweep.config import make_loader
+from lzsweep.sweep.record import STATES, Trial
 from lzsweep.sweep.space import to_overrides
-from lzsweep.sweep.study import STATES, Study, Trial
-from lzsweep.tracking.journal import Journal
+from lzsweep.sweep.study import Study
+from lzsweep.tracking.journal import Journal, Status
 from lzsweep.tracking.outbox import run_id_of
 from lzsweep.tracking.runs import close_parent
 
+STOPPED_BY_HAND = "by `lzsweep stop`"
 BARS = "▁▂▃▄▅▆▇█"
 STYLES = {
     "complete": "green",
@@ -219,8 +221,10 @@ def finish_study(study: Study, uri: str) -> None:
     with Journal(folder) as journal:
         is_open = journal.status == "RUNNING"
     if is_open:
-        ok = study.best() and not study.stopped()
-        close_parent(folder, uri, "FINISHED" if ok else "FAILED")
+        status: Status = "FINISHED" if study.best() else "FAILED"
+        if reason := study.stopped():
+            status = "KILLED" if reason == STOPPED_BY_HAND else "FAILED"
+        close_parent(folder, uri, status)
 
 
 def train_command(path: Path, extra: Sequence[str] = ()) -> str:

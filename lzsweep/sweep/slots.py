@@ -19,11 +19,13 @@ class Slot:
         number: counts from 0 within the worker.
         device: its CUDA_VISIBLE_DEVICES; None where the machine has no GPU.
         threads: CPU threads of a trial here.
+        share: the part of a device that it is: of its GPU, or of its threads' cores.
     """
 
     number: int
     device: str | None
     threads: int
+    share: float = 1.0
 
 
 def find_slots(slots: str, slots_per_device: int) -> list[Slot]:
@@ -48,8 +50,10 @@ def find_slots(slots: str, slots_per_device: int) -> list[Slot]:
             f" but got {slots} and {slots_per_device}; set worker.slots=auto"
         )
     threads = max(1, n_cores // n_slots)
+    share = min(1.0, len(devices) / n_slots) if devices else 1.0
     return [
-        Slot(n, devices[n % len(devices)] if devices else None, threads) for n in range(n_slots)
+        Slot(n, devices[n % len(devices)] if devices else None, threads, share)
+        for n in range(n_slots)
     ]
 
 

@@ -4,28 +4,22 @@ One Optuna study on SQLite (one machine) or PostgreSQL (several). Optuna's rows 
 trial is all rows of one origin, and its number is the number of the first row. Only this module
 knows that: everybody else sees `Trial` records.
 
-Kept in the row of an attempt, each written by the worker that owns it while it is RUNNING:
-
-    system attribute `origin`  {"number", "attempt", "retries"}; absent on a first attempt
-    user attribute   `claim`   {"host", "boot", "pid", "born", "worker", "slot"}
-    user attribute   `end`     {"kind", "reason", "metrics", "train_s", "run_id"}
-
-Kept in the study: `record` (what is swept, frozen when it was created) and `n_trials` (the budget,
-the last command's word). Every read-decide-write below happens under one study-wide lock.
+Kept in the study: `record` (what is swept, frozen at its creation), `budget` (the last command's
+word) and `stopped` (why it ended early). What reads, decides and writes holds the study-wide lock.
 """
 
 from __future__ import annotations
 
 import os
 import socket
+import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
-from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import optuna
 import psutil
@@ -33,77 +27,17 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
 from optuna.storages import RDBStorage
-from optuna.trial import FrozenTrial, TrialState, create_trial
+from optuna.trial import TrialState, create_trial
 
 from lzsweep.errors import UserError
+from lzsweep.sweep.budget import Budget
+from lzsweep.sweep.record import Claim, Ending, Record, Trial, next_attempt, trial_of
 from lzsweep.sweep.space import Space, Value
 from lzsweep.sweep.storage import GRACE_S, database_lock, open_storage, shown_url
-
-State = Literal["complete", "pruned", "failed", "running", "waiting"]
-STATES: tuple[State, ...] = ("complete", "pruned", "failed", "running", "waiting")
-Ending = Literal["complete", "pruned", "infeasible", "error", "infrastructure"]
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 # Meant for those who rely on Optuna's own heartbeat thread; here the worker beats.
 warnings.filterwarnings("ignore", message="Heartbeat of storage is supposed to be used")
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One trial as people see it: the latest attempt, under the number of the first."""
-
-    number: int
-    attempt: int
-    retries: int
-    state: State
-    params: Mapping[str, Value]
-    values: tuple[float, ...] | None
-    metrics: Mapping[str, float]
-    curve: Mapping[int, float]
-    ending: Ending | None
-    reason: str
-    run_id: str | None
-    started: datetime | None
-    finished: datetime | None
-    train_s: float | None
-    worker: str | None
-    row: int = field(repr=False)  # Optuna's id of the latest attempt
-
-    @property
-    def is_finished(self) -> bool:
-        return self.state in ("complete", "pruned", "failed")
-
-
-@dataclass(frozen=True)
-class Record:
-    """What a study sweeps, written once by whoever creates it and frozen from then on."""
-
-    space: Mapping[str, str]
-    fixed: tuple[str, ...]
-    fingerprint: str
-    metrics: tuple[str, ...]
-    directions: tuple[Literal["minimize", "maximize"], ...]
-    folder: str
-    conf: tuple[str, ...]
-    config_name: str
-    tracking_uri: str
-    parent_run_id: str | None
-    code: Mapping[str, str]
-    created: float
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Record:
-        lists = {"fixed", "metrics", "directions", "conf"}
-        values: dict[str, Any] = {k: tuple(v) if k in lists else v for k, v in data.items()}
-        return cls(**values)
-
-
-@dataclass(frozen=True)
-class Claim:
-    """The right to train one attempt of a trial; its holder reports and tells."""
-
-    trial: Trial
-    row: int
 
 
 class Study:
@@ -119,11 +53,12 @@ class Study:
         return Record.from_json(self._study.user_attrs["record"])
 
     @property
-    def n_trials(self) -> int:
-        return int(self._study.user_attrs["n_trials"])
+    def budget(self) -> Budget:
+        return Budget(**self._study.user_attrs["budget"])
 
-    def set_n_trials(self, n_trials: int) -> None:
-        self._study.set_user_attr("n_trials", n_trials)
+    @property
+    def n_trials(self) -> int:
+        return self.budget.n_trials
 
     def set_parent_run(self, run_id: str) -> None:
         record = self._study.user_attrs["record"]
@@ -146,29 +81,50 @@ class Study:
         """All trials in the order of their numbers, each once whatever its attempts."""
         latest: dict[int, Trial] = {}
         for row in self._study.get_trials(deepcopy=False):
-            trial = _trial_of(row)
+            trial = trial_of(row)
             if trial.number not in latest or latest[trial.number].attempt < trial.attempt:
                 latest[trial.number] = trial
         return [latest[number] for number in sorted(latest)]
 
     def is_done(self, trials: Sequence[Trial] | None = None) -> bool:
-        """Whether the budget is spent and nothing is running or waiting that belongs to it."""
+        """Whether the budget is spent and nothing that belongs to it is still to end."""
         trials = self.trials() if trials is None else trials
-        finished = sum(t.is_finished for t in trials)
-        running = any(t.state == "running" for t in trials)
-        retrying = any(t.state == "waiting" and t.attempt > 1 for t in trials)
-        return finished >= self.n_trials and not running and not retrying
+        if any(t.state == "running" for t in trials):
+            return False
+        if sum(t.is_finished for t in trials) >= self.n_trials:
+            return not any(t.state == "waiting" and t.attempt > 1 for t in trials)
+        return bool(self.spent(trials))
+
+    def spent(self, trials: Sequence[Trial] | None = None) -> str:
+        """What of the budget but the number of trials is spent, for people; else empty."""
+        trials = self.trials() if trials is None else trials
+        record = self.record
+        return self.budget.spent(
+            trials, record.directions, time.time() - record.created, self.device_hours()
+        )
+
+    def device_hours(self) -> float:
+        """Hours of a whole device that all attempts took together, lost ones included."""
+        seconds = 0.0
+        for row in self._study.get_trials(deepcopy=False):
+            if row.datetime_start and (claim := row.user_attrs.get("claim")):
+                ended = row.datetime_complete or datetime.now()
+                seconds += (ended - row.datetime_start).total_seconds() * claim["share"]
+        return seconds / 3600
 
     def best(self) -> list[Trial]:
         """The best complete trial, or the Pareto front in the order of their numbers."""
         if not any(t.state == "complete" for t in self.trials()):
             return []
         rows = sorted(self._study.best_trials, key=lambda row: row.number)
-        trials = sorted((_trial_of(row) for row in rows), key=lambda trial: trial.number)
+        trials = sorted((trial_of(row) for row in rows), key=lambda trial: trial.number)
         return trials if len(self._study.directions) > 1 else trials[:1]
 
     def stop(self, reason: str) -> None:
-        """Let no further trial start; an empty reason lifts an earlier stop."""
+        """Let no further trial start and the running ones checkpoint and go back.
+
+        An empty reason lifts an earlier stop.
+        """
         self._study.set_user_attr("stopped", reason)
 
     def stopped(self) -> str:
@@ -190,16 +146,21 @@ class Study:
                     )
                 )
 
-    def claim(self, space: Space, worker: str) -> Claim | None:
+    def claim(self, space: Space, worker: str, share: float = 1.0) -> Claim | None:
         """Take the next attempt to train, or None when there is none right now.
 
         Retries go first: they belong to trials that are counted already. A new point is taken
         only while finished, running and retried trials together stay below the budget.
+
+        Args:
+            space: what is searched.
+            worker: name of the slot that claims, for people.
+            share: the part of a device that the slot is.
         """
         with self.lock():
-            if self.stopped():
-                return None
             trials = self.trials()
+            if self.stopped() or self.spent(trials):
+                return None
             waiting = [t for t in trials if t.state == "waiting"]
             retries = [t for t in waiting if t.attempt > 1]
             n_begun = sum(t.is_finished or t.state == "running" for t in trials)
@@ -215,9 +176,9 @@ class Study:
                 row = self._study.ask()
             for name, distribution in space.parameters.items():
                 row._suggest(name, distribution)
-            row.set_user_attr("claim", {**_this_process(), "worker": worker})
+            row.set_user_attr("claim", {**_this_process(), "worker": worker, "share": share})
             self.beat([row._trial_id])
-            return Claim(_trial_of(self._storage.get_trial(row._trial_id)), row._trial_id)
+            return Claim(trial_of(self._storage.get_trial(row._trial_id)), row._trial_id)
 
     def _start(self, row: int) -> optuna.Trial:
         self._storage.set_trial_state_values(row, TrialState.RUNNING)
@@ -294,7 +255,7 @@ class Study:
             retries = trial.retries + (not free)
             goes_on = retries <= max_retries
             if goes_on and not self._has_attempt(trial.number, trial.attempt + 1):
-                self._study.add_trial(_next_attempt(row, trial, retries))
+                self._study.add_trial(next_attempt(row, trial, retries))
             kind = "infrastructure" if goes_on else "error"
             text = reason if goes_on else f"{reason}, {retries} times; see study.max_retries"
             end = {"kind": kind, "reason": text}
@@ -304,7 +265,7 @@ class Study:
 
     def _has_attempt(self, number: int, attempt: int) -> bool:
         return any(
-            (t := _trial_of(row)).number == number and t.attempt == attempt
+            (t := trial_of(row)).number == number and t.attempt == attempt
             for row in self._study.get_trials(deepcopy=False)
         )
 
@@ -334,7 +295,7 @@ class Study:
             else:
                 dead = row._trial_id in silent
             if dead:
-                stale.append(_trial_of(row))
+                stale.append(trial_of(row))
         return stale
 
 
@@ -361,7 +322,7 @@ def open_study(url: str, name: str) -> Study:
 
 
 def create_study(
-    url: str, name: str, record: Record, n_trials: int, *, extend: bool = True
+    url: str, name: str, record: Record, budget: Budget, *, given: Collection[str] = ()
 ) -> tuple[Study, bool]:
     """Create a study, or join the one of that name if it sweeps the same thing.
 
@@ -369,8 +330,8 @@ def create_study(
         url: of the study database.
         name: of the study.
         record: what is swept.
-        n_trials: the budget.
-        extend: whether a study that is joined takes over this budget as well.
+        budget: of a new study.
+        given: fields of the budget that a study which is joined takes over as well.
 
     Returns:
         The study and whether it is new.
@@ -391,8 +352,11 @@ def create_study(
             study.set_user_attr("record", vars(record))
         else:
             _check_same(Record.from_json(study.user_attrs["record"]), record, name, url)
-        if is_new or extend:
-            study.set_user_attr("n_trials", n_trials)
+        if is_new:
+            study.set_user_attr("budget", vars(budget))
+        elif given:
+            before = study.user_attrs["budget"]
+            study.set_user_attr("budget", {**before, **{k: vars(budget)[k] for k in given}})
         study.set_user_attr("stopped", "")
     return Study(storage, study), is_new
 
@@ -425,54 +389,6 @@ def _check_same(mine: Record, theirs: Record, name: str, url: str) -> None:
             f" {shown_url(url)} sweeps [{describe(mine)}] and this command"
             f" [{describe(theirs)}]; choose another study.name"
         )
-
-
-def _trial_of(row: FrozenTrial) -> Trial:
-    origin = row.system_attrs.get("origin", {})
-    claim = row.user_attrs.get("claim", {})
-    end = row.user_attrs.get("end", {})
-    return Trial(
-        number=origin.get("number", row.number),
-        attempt=origin.get("attempt", 1),
-        retries=origin.get("retries", 0),
-        state=_state_of(row, end),
-        params=row.params,
-        values=tuple(row.values) if row.state == TrialState.COMPLETE else None,
-        metrics=end.get("metrics", {}),
-        curve=row.intermediate_values,
-        ending=end.get("kind"),
-        reason=end.get("reason", ""),
-        run_id=end.get("run_id"),
-        started=row.datetime_start,
-        finished=row.datetime_complete,
-        train_s=end.get("train_s"),
-        worker=claim.get("worker"),
-        row=row._trial_id,
-    )
-
-
-def _state_of(row: FrozenTrial, end: Mapping[str, Any]) -> State:
-    if row.state == TrialState.PRUNED and end.get("kind") == "infeasible":
-        return "failed"
-    names: dict[TrialState, State] = {
-        TrialState.COMPLETE: "complete",
-        TrialState.PRUNED: "pruned",
-        TrialState.FAIL: "failed",
-        TrialState.RUNNING: "running",
-        TrialState.WAITING: "waiting",
-    }
-    return names[row.state]
-
-
-def _next_attempt(row: FrozenTrial, trial: Trial, retries: int) -> FrozenTrial:
-    origin = {"number": trial.number, "attempt": trial.attempt + 1, "retries": retries}
-    return create_trial(
-        state=TrialState.WAITING,
-        params=row.params,
-        distributions=row.distributions,
-        system_attrs={**row.system_attrs, "origin": origin},
-        intermediate_values=row.intermediate_values,
-    )
 
 
 def _this_process() -> dict[str, Any]:

@@ -30,11 +30,12 @@ from omegaconf import DictConfig, OmegaConf
 from lzsweep.config import ARTIFACTS, compose, make_loader
 from lzsweep.errors import LzsweepError
 from lzsweep.sweep.attempt import Attempt
+from lzsweep.sweep.record import Claim, Ending, Trial
 from lzsweep.sweep.report import finish_study
 from lzsweep.sweep.slots import Slot, find_slots
 from lzsweep.sweep.space import parse_space, to_overrides
 from lzsweep.sweep.storage import DATABASE_ERRORS, first_line
-from lzsweep.sweep.study import Claim, Ending, Study, Trial, TrialLost, open_study
+from lzsweep.sweep.study import Study, TrialLost, open_study
 from lzsweep.sweep.trial import End, Report, Spec, Word, prove_preloaded
 from lzsweep.tracking.outbox import run_id_of
 from lzsweep.tracking.recorder import Recorder
@@ -149,7 +150,9 @@ class Worker:
     def _fill(self, slot: Slot) -> None:
         """One slot's life: claim and train until there is nothing left to wait for."""
         while not self._stopping.is_set():
-            claim = self._patiently(self._study.claim, self._space, f"{self._name}/{slot.number}")
+            claim = self._patiently(
+                self._study.claim, self._space, f"{self._name}/{slot.number}", slot.share
+            )
             if claim is not None:
                 self._train_or_tell(claim, slot)
             elif self._patiently(self._study.stopped) or self._patiently(self._study.is_done):
@@ -280,6 +283,8 @@ class Worker:
             rows = list(self._rows.values())
         try:
             self._study.beat(rows)
+            if self._study.stopped():
+                self._stopping.set()
             for trial in self._study.stale():
                 if self._study.retry(
                     trial,

@@ -14,8 +14,10 @@ from optuna.pruners import MedianPruner, NopPruner
 from optuna.samplers import RandomSampler
 
 from lzsweep.errors import UserError
+from lzsweep.sweep.budget import Budget
+from lzsweep.sweep.record import Claim, Record
 from lzsweep.sweep.space import Space
-from lzsweep.sweep.study import Claim, Record, Study, TrialLost, create_study, open_study
+from lzsweep.sweep.study import Study, TrialLost, create_study, open_study
 
 fork = multiprocessing.get_context("fork")
 
@@ -40,6 +42,8 @@ def make_record(fingerprint: str = "f", space: Space = LINE) -> Record:
         config_name="config",
         tracking_uri="",
         parent_run_id=None,
+        command=(),
+        cwd="/tmp",
         code={},
         created=0.0,
     )
@@ -51,7 +55,9 @@ def url(tmp_path: Path) -> str:
 
 
 def make_study(url: str, n_trials: int = 3, name: str = "s", space: Space = LINE) -> Study:
-    study, _ = create_study(url, name, make_record(space=space), n_trials)
+    study, _ = create_study(
+        url, name, make_record(space=space), Budget(n_trials), given=["n_trials"]
+    )
     study.set_deciders(RandomSampler(seed=1), NopPruner())
     return study
 
@@ -205,7 +211,7 @@ def test_a_stopped_study_hands_out_nothing_until_it_is_started_again(url: str) -
 def test_another_space_under_the_same_name_is_refused(url: str) -> None:
     make_study(url)
     with pytest.raises(UserError, match=r"'s' .* sweeps \[x=interval\(0,1\) +for loss\]"):
-        create_study(url, "s", make_record("g"), 3)
+        create_study(url, "s", make_record("g"), Budget(3))
 
 
 def test_an_unknown_study_names_the_known_ones(url: str) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -16,7 +18,8 @@ import pytest
 from mlflow import MlflowClient
 
 from lzsweep.cli import main
-from lzsweep.sweep.study import Study, Trial, open_study
+from lzsweep.sweep.record import Trial
+from lzsweep.sweep.study import Study, open_study
 from tests.sweep.conftest import QUICK, Cli, check_study, find_runs
 
 pytestmark = pytest.mark.slow
@@ -64,6 +67,12 @@ def test_best_is_a_config_that_trains_again(cli: Cli, work: Path) -> None:
     assert "blocks: 2" in out
     assert "limit_train_batches: 4" in out
     assert "name: null" in out, "the study is no part of what was found"
+    # In a process of its own, where no sweep has set Hydra up.
+    done = subprocess.run(
+        [sys.executable, "-m", "lzsweep", "best", "b"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "train it again: lzsweep --config-dir" in done.stdout
 
 
 @pytest.mark.parametrize("sweeper", ["basic", "optuna"])
@@ -156,6 +165,56 @@ def test_ctrl_c_hands_the_trials_back(cli: Cli, work: Path) -> None:
     assert "waiting" in {t["state"] for t in cli.status("c")["trials"]}
     cli.sweep(*command, "hydra/sweeper/pruner=none")
     check_study(cli, work, "c", 2)
+
+
+def test_a_study_is_stopped_from_anywhere_and_resumed(cli: Cli, work: Path) -> None:
+    command = (*SPACE, "study.name=s", "study.n_trials=2", "trainer.max_epochs=40")
+    stopped: list[str] = []
+
+    def stop(study: Study, trials: list[Trial]) -> None:
+        if any(t.curve for t in trials) and not stopped:
+            stopped.append("now")
+            assert main(["stop", "s"]) == 0
+
+    with watching("s", stop):
+        code, _, err = cli("-m", *QUICK, *command, "hydra/sweeper/pruner=none")
+    assert code == 1
+    assert "study s was stopped: by `lzsweep stop`" in err
+    assert "waiting" in {t["state"] for t in cli.status("s")["trials"]}
+    (parent,), _ = find_runs(work)
+    assert parent.info.status == "KILLED"
+    done = subprocess.run(
+        [sys.executable, "-m", "lzsweep", "resume", "s", "trainer.enable_model_summary=false"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2, "another configuration is another study"
+    assert "choose another study.name" in done.stderr
+    done = subprocess.run(
+        [sys.executable, "-m", "lzsweep", "resume", "s"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "s: 2 of 2 trials finished" in done.stdout
+    check_study(cli, work, "s", 2)
+    code, out, err = cli("status", "s", "--trial", "0")
+    assert code == 0, err
+    assert "epoch 39" in out
+
+
+def test_a_target_ends_the_study(cli: Cli) -> None:
+    out = cli.sweep(
+        "study.name=t", "network=tiny", "lr=interval(0.01,0.1)", "study.n_trials=9",
+        "study.target=100", "worker.slots=1",
+    )  # fmt: skip
+    assert "the study ended early: study.target of 100 is reached" in out
+    assert cli.status("t")["states"]["complete"] == 1
+    assert "study.target of 100 is reached" in cli.sweep(
+        "study.name=t", "network=tiny", "lr=interval(0.01,0.1)"
+    )
 
 
 def test_the_same_error_three_times_stops_the_study(cli: Cli, work: Path) -> None:

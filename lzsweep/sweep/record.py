@@ -1,0 +1,134 @@
+"""What a study keeps: its record, and its trials as people see them.
+
+Optuna's rows are attempts. A trial is all rows of one origin, and its number is the number of the
+first row. Kept in the row of an attempt, each written by the worker that owns it:
+
+    system attribute `origin`  {"number", "attempt", "retries"}; absent on a first attempt
+    user attribute   `claim`   {"host", "boot", "pid", "born", "worker", "share"}
+    user attribute   `end`     {"kind", "reason", "metrics", "train_s", "run_id"}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Literal
+
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from lzsweep.sweep.space import Value
+
+State = Literal["complete", "pruned", "failed", "running", "waiting"]
+STATES: tuple[State, ...] = ("complete", "pruned", "failed", "running", "waiting")
+Ending = Literal["complete", "pruned", "infeasible", "error", "infrastructure"]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One trial as people see it: the latest attempt, under the number of the first."""
+
+    number: int
+    attempt: int
+    retries: int
+    state: State
+    params: Mapping[str, Value]
+    values: tuple[float, ...] | None
+    metrics: Mapping[str, float]
+    curve: Mapping[int, float]
+    ending: Ending | None
+    reason: str
+    run_id: str | None
+    started: datetime | None
+    finished: datetime | None
+    train_s: float | None
+    worker: str | None
+    row: int = field(repr=False)  # Optuna's id of the latest attempt
+
+    @property
+    def is_finished(self) -> bool:
+        return self.state in ("complete", "pruned", "failed")
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a study sweeps, written once by whoever creates it and frozen from then on."""
+
+    space: Mapping[str, str]
+    fixed: tuple[str, ...]
+    fingerprint: str
+    metrics: tuple[str, ...]
+    directions: tuple[Literal["minimize", "maximize"], ...]
+    folder: str
+    conf: tuple[str, ...]
+    config_name: str
+    tracking_uri: str
+    parent_run_id: str | None
+    command: tuple[str, ...]
+    cwd: str
+    code: Mapping[str, str]
+    created: float
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Record:
+        lists = {"fixed", "metrics", "directions", "conf", "command"}
+        values: dict[str, Any] = {k: tuple(v) if k in lists else v for k, v in data.items()}
+        return cls(**values)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """The right to train one attempt of a trial; its holder reports and tells."""
+
+    trial: Trial
+    row: int
+
+
+def trial_of(row: FrozenTrial) -> Trial:
+    """The trial, as of this attempt."""
+    origin = row.system_attrs.get("origin", {})
+    claim = row.user_attrs.get("claim", {})
+    end = row.user_attrs.get("end", {})
+    return Trial(
+        number=origin.get("number", row.number),
+        attempt=origin.get("attempt", 1),
+        retries=origin.get("retries", 0),
+        state=_state_of(row, end),
+        params=row.params,
+        values=tuple(row.values) if row.state == TrialState.COMPLETE else None,
+        metrics=end.get("metrics", {}),
+        curve=row.intermediate_values,
+        ending=end.get("kind"),
+        reason=end.get("reason", ""),
+        run_id=end.get("run_id"),
+        started=row.datetime_start,
+        finished=row.datetime_complete,
+        train_s=end.get("train_s"),
+        worker=claim.get("worker"),
+        row=row._trial_id,
+    )
+
+
+def _state_of(row: FrozenTrial, end: Mapping[str, Any]) -> State:
+    if row.state == TrialState.PRUNED and end.get("kind") == "infeasible":
+        return "failed"
+    names: dict[TrialState, State] = {
+        TrialState.COMPLETE: "complete",
+        TrialState.PRUNED: "pruned",
+        TrialState.FAIL: "failed",
+        TrialState.RUNNING: "running",
+        TrialState.WAITING: "waiting",
+    }
+    return names[row.state]
+
+
+def next_attempt(row: FrozenTrial, trial: Trial, retries: int) -> FrozenTrial:
+    """A waiting row that goes on where `row` was interrupted."""
+    origin = {"number": trial.number, "attempt": trial.attempt + 1, "retries": retries}
+    return create_trial(
+        state=TrialState.WAITING,
+        params=row.params,
+        distributions=row.distributions,
+        system_attrs={**row.system_attrs, "origin": origin},
+        intermediate_values=row.intermediate_values,
+    )
