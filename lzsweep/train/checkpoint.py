@@ -12,9 +12,7 @@ from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.loops.progress import _ProcessedTracker
 
-FOLDER = "checkpoints"
-LAST = "last.ckpt"
-BEST = "best.ckpt"
+from lzsweep.config import BEST_CHECKPOINT, LAST_CHECKPOINT
 
 
 class Checkpoints(Checkpoint):
@@ -32,8 +30,8 @@ class Checkpoints(Checkpoint):
     """
 
     def __init__(self, folder: Path, metric: str, direction: str) -> None:
-        self.last = folder / FOLDER / LAST
-        self.best = folder / FOLDER / BEST
+        self.last = folder / LAST_CHECKPOINT
+        self.best = folder / BEST_CHECKPOINT
         self._metric = metric
         self._sign = -1 if direction == "maximize" else 1
         self._best_value: float | None = None

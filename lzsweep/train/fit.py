@@ -16,7 +16,9 @@ import hydra.utils
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 
+from lzsweep.config import WEIGHTS_FILE
 from lzsweep.train.checkpoint import Checkpoints
+from lzsweep.train.export import initialise, publish
 from lzsweep.train.precision import resolve_precision
 from lzsweep.train.quiet import quiet
 
@@ -62,9 +64,13 @@ def train(
         default_root_dir=folder,
     )
     resume, safe = checkpoints.resume_path(), {"datamodule": data, "weights_only": True}
+    if resume is None:
+        initialise(module)
     trainer.fit(module, ckpt_path=resume, **safe)
     metrics = checkpoints.metrics(trainer)
     trainer.test(module, ckpt_path=checkpoints.best_path(), verbose=False, **safe)
+    if trainer.is_global_zero:
+        publish(module, checkpoints.best_path() or checkpoints.last, folder / WEIGHTS_FILE)
     return {name: float(value) for name, value in trainer.callback_metrics.items()} | metrics
 
 

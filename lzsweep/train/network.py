@@ -81,13 +81,20 @@ class Network(nn.Module):
         filters: filters of every tower convolution, 1 or more.
         in_channels: input planes (18 in Leela Zero).
         board_size: points on a side; the policy has board_size**2 + 1 moves, the last one is pass.
+        init_from: what a training of this network starts from; it reads that, not the network.
 
     Raises:
         ValueError: a size is out of its range.
     """
 
     def __init__(
-        self, blocks: int, filters: int, *, in_channels: int = 18, board_size: int = 19
+        self,
+        blocks: int,
+        filters: int,
+        *,
+        in_channels: int = 18,
+        board_size: int = 19,
+        init_from: str | None = None,
     ) -> None:
         super().__init__()
         if blocks < 0 or filters < 1 or in_channels < 1 or board_size < 2:
@@ -99,6 +106,7 @@ class Network(nn.Module):
         self.filters = filters
         self.in_channels = in_channels
         self.board_size = board_size
+        self.init_from = init_from
         points = board_size**2
         self.stem = ConvNorm(in_channels, filters, 3)
         self.tower = nn.Sequential(*(ResidualBlock(filters) for _ in range(blocks)))
@@ -150,7 +158,7 @@ class Network(nn.Module):
                 yield module.weight
 
     def shape(self) -> dict[str, int]:
-        """The constructor's arguments, from which an equal network can be built."""
+        """What the constructor needs to build a network that this one's state fits."""
         return {
             "blocks": self.blocks,
             "filters": self.filters,

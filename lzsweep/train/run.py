@@ -11,7 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from lzsweep.config import ARTIFACTS, target_problems
+from lzsweep.config import ARTIFACTS, WEIGHTS_FILE, target_problems
 from lzsweep.errors import ConfigError, UserError
 from lzsweep.tracking.client import redact
 from lzsweep.tracking.journal import Status
@@ -19,6 +19,7 @@ from lzsweep.tracking.outbox import run_id_of
 from lzsweep.tracking.recorder import Recorder, has_recorder
 from lzsweep.tracking.runs import check_server
 from lzsweep.train.build import ensure_store, find_store
+from lzsweep.train.source import check_init_from
 from lzsweep.train.store import Store
 
 
@@ -38,6 +39,7 @@ def run(cfg: DictConfig) -> float | list[float]:
     folder = Path(hydra.runtime.output_dir)
     if problems := target_problems(plain):
         raise ConfigError(problems)
+    check_init_from(plain["network"])
     if news := prepare_data(plain["data"]):
         print(news)
     with _recorded(plain, folder, list(hydra.overrides.task), job=_job(hydra)):
@@ -47,6 +49,8 @@ def run(cfg: DictConfig) -> float | list[float]:
     for name in sorted(metrics):
         print(f"{name:24} {metrics[name]:.4f}")
     print(f"checkpoints: {folder / 'checkpoints'}")
+    if (folder / WEIGHTS_FILE).exists():
+        print(f"play with it: leelaz -w {folder / WEIGHTS_FILE}")
     wanted = plain["objective"]
     if isinstance(wanted, list):
         return list(objectives_of(metrics, [w["metric"] for w in wanted]))

@@ -7,14 +7,18 @@ from __future__ import annotations
 
 import gzip
 import os
+import re
 import shutil
 import subprocess
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
+from lzsweep.go.board import BOARD_SIZE, PASS
+from lzsweep.go.gtp import Engine
 from lzsweep.go.sgf import Game
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -129,3 +133,30 @@ def parse_record(lines: list[str]) -> Record:
         bits = "".join(f"{int(digit, 16):04b}" for digit in line[:90]) + line[90]
         planes.append(int(bits[::-1], 2))
     return tuple(planes), int(lines[16]), lines[17].split(" ").index("1"), int(lines[18])
+
+
+def start_leelaz(folder: Path, net: str, *options: str) -> Engine:
+    command = [find_program("leelaz"), "--cpu-only", "-g", "-w", net]
+    return Engine([*command, "--noponder", "-t", "1", "-s", "1", *options], folder=folder)
+
+
+def set_up(engine: Engine, game: Game, n_moves: int) -> None:
+    """Play the first moves of a game, so that the engine knows the history too."""
+    engine.ask("clear_board")
+    for move, colour in zip(game.moves[:n_moves], game.colours, strict=False):
+        y, x = divmod(move, BOARD_SIZE)
+        point = "pass" if move == PASS else f"{'abcdefghjklmnopqrst'[x]}{y + 1}"
+        engine.ask(f"play {'bw'[colour]} {point}")
+
+
+def parse_heatmap(notes: str) -> tuple[npt.NDArray[np.int64], float]:
+    """`[362]` thousandths of probability, cut off, and the win rate, of leelaz' `heatmap`."""
+    rows = re.findall(r"^ *((?:\d+ +){18}\d+) *$", notes, re.MULTILINE)
+    # The top row of the board is printed first.
+    cells = [[int(cell) for cell in row.split()] for row in reversed(rows)]
+    passing = re.search(r"pass: (\d+)", notes)
+    winrate = re.search(r"winrate: ([0-9.]+)", notes)
+    assert len(cells) == BOARD_SIZE, notes
+    assert passing
+    assert winrate
+    return np.array([*np.concatenate(cells), int(passing[1])]), float(winrate[1])

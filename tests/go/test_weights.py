@@ -24,7 +24,7 @@ from lzsweep.go.weights import (
     read_weights,
     write_weights,
 )
-from tests.go.engine import PROJECT, find_program, game_records
+from tests.go.engine import PROJECT, game_records, parse_heatmap, set_up, start_leelaz
 from tests.go.network import evaluate, random_weights
 
 SMALL = random_weights(1, 3)
@@ -211,18 +211,6 @@ def _planes(game: Game, number: int) -> npt.NDArray[np.float64]:
     return planes
 
 
-def _parse_heatmap(notes: str) -> tuple[npt.NDArray[np.int64], float]:
-    rows = re.findall(r"^ *((?:\d+ +){18}\d+) *$", notes, re.MULTILINE)
-    # The top row of the board is printed first.
-    cells = [[int(cell) for cell in row.split()] for row in reversed(rows)]
-    passing = re.search(r"pass: (\d+)", notes)
-    winrate = re.search(r"winrate: ([0-9.]+)", notes)
-    assert len(cells) == BOARD_SIZE, notes
-    assert passing
-    assert winrate
-    return np.array([*np.concatenate(cells), int(passing[1])]), float(winrate[1])
-
-
 @pytest.mark.engine
 @pytest.mark.parametrize(
     ("blocks", "filters", "version", "n_positions"), [(2, 8, 1, 50), (1, 5, 2, 20)]
@@ -235,25 +223,15 @@ def test_the_engine_computes_what_the_weights_say(
     write_weights(tmp_path / "net.txt.gz", weights)
     bundled = PROJECT / "lzsweep" / "data" / "gnugo_selfplay.sgf.gz"
     games = [game for game in read_games(bundled) if isinstance(game, Game)]
-    command = [find_program("leelaz"), "--cpu-only", "-g", "-w", "net.txt.gz"]
-    command += ["--noponder", "-t", "1", "-s", "1"]
     seen = []
-    with Engine(command, folder=tmp_path) as engine:
+    with start_leelaz(tmp_path, "net.txt.gz") as engine:
         for number, game in enumerate(games[::3][:n_positions]):
             at = (17 * number + 3) % len(game.moves)
-            _set_up(engine, game, at)
+            set_up(engine, game, at)
             seen.append(_compare(engine, weights, game, at))
     assert len(seen) == n_positions
     # The comparison would mean nothing if the net gave the same for every position.
     assert np.std(seen) > 0.01
-
-
-def _set_up(engine: Engine, game: Game, n_moves: int) -> None:
-    engine.ask("clear_board")
-    for move, colour in zip(game.moves[:n_moves], game.colours, strict=False):
-        y, x = divmod(move, BOARD_SIZE)
-        point = "pass" if move == PASS else f"{'abcdefghjklmnopqrst'[x]}{y + 1}"
-        engine.ask(f"play {'bw'[colour]} {point}")
 
 
 def _compare(engine: Engine, weights: Weights, game: Game, at: int) -> float:
@@ -263,7 +241,7 @@ def _compare(engine: Engine, weights: Weights, game: Game, at: int) -> float:
     empty = ~planes[:16:8].any(axis=0)
     for number in SYMMETRIES:
         engine.ask(f"heatmap {number}")
-        cells, winrate = _parse_heatmap(engine.notes)
+        cells, winrate = parse_heatmap(engine.notes)
         ours = 1000 * np.append(np.empty(N_POINTS), policies[number][PASS])
         ours[_symmetry(number)] = 1000 * policies[number][:N_POINTS]
         ours[:N_POINTS] *= empty

@@ -1,0 +1,120 @@
+"""`lzsweep export` and `network.init_from`: trials, checkpoints and runs become weights files."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from mlflow import MlflowClient
+
+from lzsweep.go.weights import read_weights, write_weights
+from lzsweep.train.export import read_checkpoint
+from lzsweep.train.network import Network
+from tests.go.network import random_weights
+from tests.sweep.conftest import QUICK, Cli, cli  # noqa: F401
+from tests.train.test_export import checkpoint_of
+
+
+def refused(cli: Cli, *arguments: str) -> str:  # noqa: F811
+    code, out, err = cli(*arguments)
+    assert (code, out) == (2, ""), (out, err)
+    assert err.startswith("lzsweep: ")
+    assert len(err.splitlines()) == 1, err
+    return err
+
+
+@pytest.mark.parametrize("name", ["net.txt", "net.txt.gz"])
+def test_a_checkpoint_is_written_and_described(
+    cli: Cli,  # noqa: F811
+    work: Path,
+    name: str,
+) -> None:
+    path = checkpoint_of(Network(1, 4), work / "x.ckpt")
+
+    code, out, err = cli("export", "x.ckpt", "-o", name)
+
+    assert (code, err) == (0, "")
+    size = (work / name).stat().st_size
+    assert out == f"{name}: 1 blocks x 4 filters, {size:,} bytes\nplay with it: leelaz -w {name}\n"
+    write_weights(work / "same.txt.gz", read_checkpoint(path))
+    write_weights(work / "again.txt.gz", read_weights(work / name))
+    assert (work / "again.txt.gz").read_bytes() == (work / "same.txt.gz").read_bytes()
+    assert not list(work.glob("*.part"))
+
+
+def test_mistakes_are_one_line(cli: Cli, work: Path) -> None:  # noqa: F811
+    def told(*arguments: str) -> str:
+        return refused(cli, "export", *arguments, "-o", "net.txt")
+
+    assert "there is no study database lzsweep.db" in told("demo")
+    assert "must exist at outputs/x" in told("outputs/x")
+    assert "must exist at x.ckpt" in told("x.ckpt")
+    (work / "run").mkdir()
+    assert "run's folder must hold checkpoints/best.ckpt" in told("run")
+    assert "--trial belongs to a study's name" in told("run", "--trial", "1")
+    write_weights(work / "other.txt", random_weights(0, 2))
+    assert "must be given to export, but other.txt is none" in told("other.txt")
+    torch.save({"state_dict": {}}, work / "other.ckpt")
+    assert "is one of another module" in told("other.ckpt")
+    network = Network(0, 2)
+    torch.nn.init.constant_(network.value_out.bias, torch.inf)
+    checkpoint_of(network, work / "inf.ckpt")
+    assert "inf.ckpt: value output bias must be finite" in told("inf.ckpt")
+    assert not (work / "net.txt").exists()
+    assert "the folder of no/net.txt must exist" in refused(
+        cli, "export", "inf.ckpt", "-o", "no/net.txt"
+    )
+    assert "there is no run " + "0" * 32 in told("0" * 32)
+
+
+def test_init_from_is_checked_before_anything_starts(cli: Cli, work: Path) -> None:  # noqa: F811
+    write_weights(work / "net.txt.gz", random_weights(1, 4))
+    wrong = ("network=tiny", "network.init_from=net.txt.gz")
+    fits = "set network.blocks=1 network.filters=4"
+    assert fits in refused(cli, *wrong)
+    code, _, err = cli("-m", "study.name=s", "lr=0.1,0.2", *wrong)
+    assert code == 2
+    assert fits in err
+    assert not (work / "multirun" / "s").exists()
+    assert "must exist at nowhere" in refused(cli, "network.init_from=nowhere")
+    (work / "torn.txt").write_text("1\n0.5 x\n")
+    assert "torn.txt:2: a row must hold numbers only" in refused(cli, "network.init_from=torn.txt")
+
+
+@pytest.mark.slow
+def test_a_study_a_trial_and_a_run_are_exported(cli: Cli, work: Path) -> None:  # noqa: F811
+    cli.sweep("study.name=s", "network=tiny", "lr=0.001,0.05", "hydra/sweeper/pruner=none")
+    trials = {t["number"]: t for t in cli.status("s")["trials"]}
+    client = MlflowClient(f"sqlite:///{work / 'mlflow.db'}")
+    for number, trial in trials.items():
+        folder = work / "multirun" / "s" / str(number)
+        exported = (folder / "weights.txt.gz").read_bytes()
+        got = client.download_artifacts(trial["run_id"], "weights.txt.gz", str(work))
+        assert Path(got).read_bytes() == exported
+        for what in (["s", "--trial", str(number)], [trial["run_id"]], [str(folder)]):
+            code, _, err = cli("export", *what, "-o", "net.txt.gz")
+            assert code == 0, err
+            assert (work / "net.txt.gz").read_bytes() == exported
+        notes = [json.loads(line) for line in (folder / "journal.jsonl").read_text().splitlines()]
+        assert [n["path"] for n in notes if n["type"] == "artifact"].count("weights.txt.gz") == 1
+
+    best = min(trials, key=lambda number: trials[number]["values"][0])
+    expected = (work / "multirun" / "s" / str(best) / "weights.txt.gz").read_bytes()
+    # What a study's folder has lost is still with MLflow.
+    shutil.rmtree(work / "multirun" / "s" / str(best))
+    code, out, err = cli("export", "s", "-o", "net.txt.gz")
+    assert code == 0, err
+    assert "2 blocks x 16 filters" in out
+    assert (work / "net.txt.gz").read_bytes() == expected
+    assert "must be a trial of s (0, 1), but got 7" in refused(
+        cli, "export", "s", "--trial", "7", "-o", "x.txt"
+    )
+
+    code, out, err = cli(*QUICK, "network=tiny", "network.init_from=net.txt.gz")
+    assert code == 0, err
+    (run,) = work.glob("outputs/*/*")
+    assert f"play with it: leelaz -w {run / 'weights.txt.gz'}" in out
+    assert read_weights(run / "weights.txt.gz").filters == 16
