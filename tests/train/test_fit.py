@@ -288,7 +288,7 @@ def test_no_logger_is_no_trouble(
     metrics = train(make_config(logger=logger, trainer__max_epochs=1), folder=tmp_path)
 
     assert "test/loss" in metrics
-    assert [p.name for p in tmp_path.iterdir()] == ["checkpoints"]
+    assert {p.name for p in tmp_path.iterdir()} == {"checkpoints", "weights.txt.gz"}
 
 
 def test_nothing_needless_is_printed(
