@@ -12,7 +12,7 @@ import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
@@ -26,6 +26,8 @@ from hydra.types import RunMode
 from hydra.utils import get_object
 from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError
+
+from lzsweep.errors import ConfigError
 
 METRICS = tuple(
     f"{split}/{name}"
@@ -238,6 +240,41 @@ class OwnConf(SearchPathPlugin):
         own = Path.cwd() / "conf"
         if own.is_dir() and own.resolve() != conf_dir().resolve():
             search_path.prepend("own", f"file://{own}")
+
+
+Direction = Literal["minimize", "maximize"]
+
+
+def objectives(objective: Any) -> tuple[tuple[str, ...], tuple[Direction, ...]]:
+    """Metrics and directions of `objective`.
+
+    Args:
+        objective: `{metric, direction}`, the same with a list for each, or a list of such pairs.
+
+    Raises:
+        ConfigError: a part is missing or no direction.
+    """
+    pairs = objective if isinstance(objective, list) else [objective]
+    if isinstance(objective, dict) and isinstance(objective.get("metric"), list):
+        metrics, directions = objective["metric"], objective.get("direction")
+        if not isinstance(directions, list):
+            directions = [directions] * len(metrics)
+        if len(metrics) != len(directions):
+            raise ConfigError(
+                [f"objective needs a direction for each metric, but got {metrics}, {directions}"]
+            )
+        pairs = [{"metric": m, "direction": d} for m, d in zip(metrics, directions, strict=True)]
+    for pair in pairs:
+        if not isinstance(pair, dict) or set(pair) != {"metric", "direction"}:
+            raise ConfigError([f"objective must hold a metric and a direction, but got {pair}"])
+        if pair["direction"] not in get_args(Direction):
+            raise ConfigError(
+                [
+                    "objective.direction must be minimize or maximize, but got"
+                    f" {pair['direction']!r}"
+                ]
+            )
+    return tuple(p["metric"] for p in pairs), tuple(p["direction"] for p in pairs)
 
 
 def sources(loader: ConfigLoader) -> list[str]:

@@ -15,6 +15,7 @@ from hydra.utils import get_class, get_method
 from omegaconf import OmegaConf
 
 from lzsweep import config
+from lzsweep.errors import ConfigError
 from lzsweep.sweep.plugin import PullSweeper  # noqa: F401  # its schema is part of the tree
 
 CONF = config.conf_dir()
@@ -114,3 +115,20 @@ def test_a_users_own_target_is_checked_against_its_signature() -> None:
     ]
     (problem,) = config.target_problems({"module": {"_target_": "no.such.thing"}})
     assert problem.startswith("module: no.such.thing must be importable, but ")
+
+
+def test_one_or_several_objectives() -> None:
+    pair = {"metric": "a", "direction": "minimize"}
+    assert config.objectives(pair) == (("a",), ("minimize",))
+    assert config.objectives([pair, {"metric": "b", "direction": "maximize"}]) == (
+        ("a", "b"),
+        ("minimize", "maximize"),
+    )
+    assert config.objectives({"metric": ["a", "b"], "direction": "maximize"}) == (
+        ("a", "b"),
+        ("maximize", "maximize"),
+    )
+    with pytest.raises(ConfigError, match="a direction for each metric"):
+        config.objectives({"metric": ["a", "b"], "direction": ["minimize"]})
+    with pytest.raises(ConfigError, match="must hold a metric and a direction"):
+        config.objectives({"metric": "a"})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.errors import HydraException
@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from optuna.distributions import CategoricalDistribution
 
-from lzsweep.config import METRICS, WEIGHTED, compose, explain, target_problems
+from lzsweep.config import METRICS, WEIGHTED, compose, explain, objectives, target_problems
 from lzsweep.errors import ConfigError, LzsweepError
 from lzsweep.sweep.slots import find_slots
 from lzsweep.sweep.space import Space, Value, to_overrides
@@ -22,28 +22,6 @@ from lzsweep.tracking.recorder import has_recorder
 from lzsweep.tracking.runs import check_server
 from lzsweep.train.run import prepare_data
 from lzsweep.train.source import check_init_from
-
-Direction = Literal["minimize", "maximize"]
-
-
-def objectives(objective: Any) -> tuple[tuple[str, ...], tuple[Direction, ...]]:
-    """Metrics and directions of `objective`, which is one pair or a list of them.
-
-    Raises:
-        ConfigError: a part is missing or no direction.
-    """
-    pairs = objective if isinstance(objective, list) else [objective]
-    for pair in pairs:
-        if not isinstance(pair, dict) or set(pair) != {"metric", "direction"}:
-            raise ConfigError([f"objective must hold a metric and a direction, but got {pair}"])
-        if pair["direction"] not in ("minimize", "maximize"):
-            raise ConfigError(
-                [
-                    "objective.direction must be minimize or maximize, but got"
-                    f" {pair['direction']!r}"
-                ]
-            )
-    return tuple(p["metric"] for p in pairs), tuple(p["direction"] for p in pairs)
 
 
 def check_sweep(

@@ -20,11 +20,11 @@ from hydra.core.plugins import Plugins
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
-from lzsweep.config import make_loader, sources
+from lzsweep.config import make_loader, objectives, sources
 from lzsweep.errors import LzsweepError, UserError
 from lzsweep.go.board import N_MOVES
 from lzsweep.sweep.budget import Budget, parse_time
-from lzsweep.sweep.checks import check_sweep, objectives
+from lzsweep.sweep.checks import check_sweep
 from lzsweep.sweep.progress import show_progress
 from lzsweep.sweep.record import Record
 from lzsweep.sweep.report import (

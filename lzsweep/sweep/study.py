@@ -196,7 +196,7 @@ class Study:
         # Hyperband derives the bracket from the number, so every attempt shows its origin's.
         row = copy(self._storage.get_trial(claim.row))
         row.number = claim.trial.number
-        return self._study.pruner.prune(self._study, row)
+        return bool(self._study.pruner.prune(self._study, row))
 
     def tell(
         self,

@@ -16,7 +16,7 @@ import hydra.utils
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 
-from lzsweep.config import WEIGHTS_FILE
+from lzsweep.config import objectives
 from lzsweep.train.checkpoint import Checkpoints
 from lzsweep.train.export import initialise, publish
 from lzsweep.train.precision import resolve_precision
@@ -53,7 +53,8 @@ def train(
     precision = resolve_precision(cfg["precision"], cfg["trainer"]["accelerator"])
     data = instantiate(cfg["data"])
     module = instantiate(cfg["module"])
-    checkpoints = Checkpoints(folder, **first_objective(cfg["objective"]))
+    (metric, *_), (direction, *_) = objectives(cfg["objective"])  # the first decides
+    checkpoints = Checkpoints(folder, metric, direction)
     extra = [instantiate(node) for node in (cfg["callbacks"] or {}).values()]
     make_trainer = instantiate(cfg["trainer"], _partial_=True)
     trainer = make_trainer(
@@ -70,11 +71,5 @@ def train(
     metrics = checkpoints.metrics(trainer)
     trainer.test(module, ckpt_path=checkpoints.best_path(), verbose=False, **safe)
     if trainer.is_global_zero:
-        publish(module, checkpoints.best_path() or checkpoints.last, folder / WEIGHTS_FILE)
+        publish(folder)
     return {name: float(value) for name, value in trainer.callback_metrics.items()} | metrics
-
-
-def first_objective(objective: Any) -> dict[str, str]:
-    """The objective, or the first of several."""
-    first = objective if isinstance(objective, Mapping) else objective[0]
-    return {"metric": first["metric"], "direction": first["direction"]}

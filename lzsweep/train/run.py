@@ -11,7 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from lzsweep.config import ARTIFACTS, WEIGHTS_FILE, target_problems
+from lzsweep.config import ARTIFACTS, WEIGHTS_FILE, objectives, target_problems
 from lzsweep.errors import ConfigError, UserError
 from lzsweep.tracking.client import redact
 from lzsweep.tracking.journal import Status
@@ -51,10 +51,8 @@ def run(cfg: DictConfig) -> float | list[float]:
     print(f"checkpoints: {folder / 'checkpoints'}")
     if (folder / WEIGHTS_FILE).exists():
         print(f"play with it: leelaz -w {folder / WEIGHTS_FILE}")
-    wanted = plain["objective"]
-    if isinstance(wanted, list):
-        return list(objectives_of(metrics, [w["metric"] for w in wanted]))
-    return objectives_of(metrics, [wanted["metric"]])[0]
+    values = objectives_of(metrics, objectives(plain["objective"])[0])
+    return values[0] if len(values) == 1 else list(values)
 
 
 def prepare_data(data: Mapping[str, Any]) -> str:

@@ -100,6 +100,24 @@ def test_other_loggers_need_no_mlflow(cli: Cli, work: Path, logger: str, file: s
     assert not (work / "mlflow.db").exists()
 
 
+def test_several_objectives_end_in_a_front(cli: Cli, work: Path) -> None:
+    out = cli.sweep(
+        "study.name=m", "network=tiny,small", "lr=0.01,0.1",
+        "objective.metric=[val/policy_loss,val/policy_top5]",
+        "objective.direction=[minimize,maximize]",
+    )  # fmt: skip
+    status = check_study(cli, work, "m", 4)
+    assert isinstance(status["best"], list)
+    for trial in status["trials"]:
+        policy_loss, top5 = trial["values"]
+        assert policy_loss == trial["metrics"]["val/policy_loss"]
+        beaten = any(
+            o["values"][0] < policy_loss and o["values"][1] > top5 for o in status["trials"]
+        )
+        assert not (beaten and trial in status["best"])
+    assert out.count("best: #") == len(status["best"]) >= 1
+
+
 def test_a_budget_once_given_stays(cli: Cli) -> None:
     command = ("study.name=a", "network=tiny", "lr=interval(0.01,0.1)")
     cli.sweep(*command, "study.n_trials=1")
