@@ -1,0 +1,93 @@
+"""Rows of figures: ours against a peer's, their ratio and whether it is what was aimed at."""
+
+from __future__ import annotations
+
+import json
+import operator
+import platform
+import re
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from datetime import date
+from pathlib import Path
+
+README = Path(__file__).with_name("README.md")
+_COMPARE = {"<=": operator.le, ">=": operator.ge}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One figure. `ratio` is ours / peer, `goal` a comparison of it, such as `>= 60`."""
+
+    what: str
+    against: str
+    ours: float
+    peer: float
+    unit: str
+    goal: str
+
+    @property
+    def ratio(self) -> float:
+        return self.ours / self.peer
+
+    @property
+    def holds(self) -> bool:
+        sign, limit = self.goal.split()
+        return bool(_COMPARE[sign](self.ratio, float(limit)))
+
+    def as_dict(self) -> dict[str, object]:
+        return asdict(self) | {"ratio": self.ratio, "holds": self.holds}
+
+
+def best_of(rounds: int, *measures: Callable[[], float]) -> list[float]:
+    """The highest figure of each, measured in turn so that a busy machine is fair to all."""
+    found = [[measure() for measure in measures] for _ in range(rounds)]
+    return [max(column) for column in zip(*found, strict=True)]
+
+
+def per_second(work: Callable[[], int], seconds: float) -> float:
+    """How much work a second is done, as told by `work` each time it is called."""
+    work()
+    began = time.perf_counter()
+    done = 0
+    while (spent := time.perf_counter() - began) < seconds:
+        done += work()
+    return done / spent
+
+
+def write_json(rows: Sequence[Row], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps([row.as_dict() for row in rows], indent=1) + "\n")
+
+
+def as_markdown(rows: Sequence[Row]) -> str:
+    lines = [
+        "| what | against | ours | peer | unit | ratio | goal | holds |",
+        "|---|---|---:|---:|---|---:|---|---|",
+    ]
+    for row in rows:
+        figures = " | ".join(f"{value:,.4g}" for value in (row.ours, row.peer))
+        holds = "yes" if row.holds else "**no**"
+        lines.append(
+            f"| `{row.what}` | {row.against} | {figures} | {row.unit} | {row.ratio:,.3g} |"
+            f" {row.goal} | {holds} |"
+        )
+    return "\n".join(lines)
+
+
+def keep(name: str, rows: Sequence[Row], n_cores: int) -> None:
+    """Replace the table of this name in the README by these rows."""
+    begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+    text = README.read_text()
+    head, _, rest = text.partition(begin)
+    _, _, tail = rest.partition(end)
+    where = f"{date.today().isoformat()}, {n_cores} cores, {_cpu_model()}, Python"
+    where += f" {platform.python_version()}."
+    README.write_text(f"{head}{begin}\n{where}\n\n{as_markdown(rows)}\n{end}{tail}")
+
+
+def _cpu_model() -> str:
+    info = Path("/proc/cpuinfo")
+    found = re.search(r"model name\s*: (.*)", info.read_text()) if info.exists() else None
+    return found[1] if found else platform.processor()
