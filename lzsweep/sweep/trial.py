@@ -148,6 +148,7 @@ def _train(spec: Spec, folder: Path, link: Link, began: float) -> End:
     from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 
     from lzsweep.sweep.judge import Judge
+    from lzsweep.train.export import publish
     from lzsweep.train.fit import train
     from lzsweep.train.module import NonFiniteLossError
 
@@ -169,6 +170,7 @@ def _train(spec: Spec, folder: Path, link: Link, began: float) -> End:
         )
         return end("complete", values=objectives_of(metrics, spec.metrics), metrics=metrics)
     except Pruned:
+        publish(folder)
         return end("pruned", "worse than the others at this step")
     except Stopped:
         return end("stopped")

@@ -26,8 +26,9 @@ import tenacity
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import UNSAFE_DISABLE_EXECUTION_CHECKS, instantiate
 from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
 
-from lzsweep.config import ARTIFACTS, compose, make_loader
+from lzsweep.config import ARTIFACTS, WEIGHTS_FILE, compose, make_loader
 from lzsweep.errors import LzsweepError
 from lzsweep.sweep.attempt import Attempt
 from lzsweep.sweep.record import Claim, Ending, Trial
@@ -40,7 +41,7 @@ from lzsweep.sweep.trial import End, Report, Spec, Word, prove_preloaded
 from lzsweep.tracking.outbox import run_id_of
 from lzsweep.tracking.recorder import Recorder
 
-IDLE_S = 0.5
+IDLE_S = 1.0
 """Time between two looks for something to claim."""
 WATCH_S = 5.0
 """Time between two heartbeats, and between two looks for lost workers."""
@@ -244,7 +245,8 @@ class Worker:
                 folder,
                 "FAILED" if state in ("error", "infeasible") else "FINISHED",
                 tags={"lzsweep.state": state, "lzsweep.reason": end.reason},
-                artifacts=ARTIFACTS if state == "complete" else None,
+                # The best of a pruned trial is kept too, but nobody goes on from it.
+                artifacts=ARTIFACTS if state == "complete" else {WEIGHTS_FILE: ""},
             )
         if end.kind != "killed":
             self._patiently(
@@ -286,14 +288,17 @@ class Worker:
             if self._study.stopped():
                 self._stopping.set()
             for trial in self._study.stale():
-                if self._study.retry(
-                    trial,
-                    f"worker {trial.worker or 'unknown'} was lost",
-                    max_retries=self._cfg.study.max_retries,
-                ):
-                    _logger.warning("trial %d goes on: its worker was lost", trial.number)
+                self._take_up(trial)
         except DATABASE_ERRORS as error:
             _logger.warning("the study database does not answer: %s", first_line(error))
+
+    def _take_up(self, trial: Trial) -> None:
+        reason = f"worker {trial.worker or 'unknown'} was lost"
+        if self._study.retry(trial, reason, max_retries=self._cfg.study.max_retries):
+            _logger.warning("trial %d goes on: its %s", trial.number, reason)
+        elif self._recorder:
+            tags = {"lzsweep.state": "error", "lzsweep.reason": reason}
+            self._recorder.end(self._folder / str(trial.number), "FAILED", tags=tags)
 
     def _patiently(self, call: Callable[..., _T], *args: Any, **kwargs: Any) -> _T:
         """Call the study, waiting out a lost database."""
@@ -315,6 +320,7 @@ class Worker:
 
         def handle(number: int, _: FrameType | None) -> None:
             if self._stopping.is_set():
+                Console().show_cursor()  # the live table hides it
                 os._exit(1)  # the trials' processes end with their pipes
             self._stopping.set()
             name = signal.Signals(number).name

@@ -18,6 +18,7 @@ import torch
 from pytorch_lightning import LightningModule
 from torch import Tensor
 
+from lzsweep.config import BEST_CHECKPOINT, LAST_CHECKPOINT, WEIGHTS_FILE
 from lzsweep.errors import DataError
 from lzsweep.go.board import BOARD_SIZE
 from lzsweep.go.weights import (
@@ -34,10 +35,15 @@ from lzsweep.train.network import Network
 from lzsweep.train.source import check_size, find_source, is_checkpoint
 
 _PREFIX = "network."  # where a LeelaZero module's state has its network
+_SIZES = {"blocks", "filters", "board_size", "in_channels"}
 
 State = Mapping[str, Tensor]
 
 _logger = logging.getLogger(__name__)
+
+
+class OtherModuleError(DataError):
+    """A checkpoint has no network of ours."""
 
 
 def to_weights(state: State) -> Weights:
@@ -47,6 +53,7 @@ def to_weights(state: State) -> Weights:
         state: the `state_dict` of a `Network` of 18 planes and 19x19 points.
 
     Raises:
+        OtherModuleError: it is the state of something else.
         DataError: a tensor holds a number that is not finite, or has another shape.
     """
     n_blocks = len({name.split(".")[1] for name in state if name.startswith("tower.")})
@@ -55,7 +62,7 @@ def to_weights(state: State) -> Weights:
         for block in range(n_blocks)
         for part in ("first", "second")
     ]
-    return Weights(
+    weights = Weights(
         version=1,
         input=_convolution(state, "stem"),
         tower=tuple(tower),
@@ -65,6 +72,10 @@ def to_weights(state: State) -> Weights:
         value_hidden=_dense(state, "value_hidden"),
         value_output=_dense(state, "value_out"),
     )
+    # A network with more to it is not what the file would say.
+    if more := sorted(state.keys() - to_state(weights).keys()):
+        raise OtherModuleError(f"the engine's networks have nothing like {more[0]}")
+    return weights
 
 
 def to_state(weights: Weights) -> dict[str, Tensor]:
@@ -115,7 +126,7 @@ def read_checkpoint(path: Path) -> Weights:
     try:
         return to_weights(state)
     except DataError as error:
-        raise DataError(f"{path}: {error}") from error
+        raise type(error)(f"{path}: {error}") from error
 
 
 def start_from(network: Network, path: Path | str) -> None:
@@ -152,17 +163,23 @@ def initialise(module: LightningModule) -> None:
         start_from(network, network.init_from)
 
 
-def publish(module: LightningModule, checkpoint: Path, target: Path) -> None:
-    """Write what a training left in a checkpoint as weights, if its module has a network of ours.
+def publish(folder: Path) -> None:
+    """Write the best (else the last) network of a run's folder as weights into it.
 
-    A training is never lost over it: what goes wrong is a warning.
+    Nothing happens where no checkpoint has a network of ours. A training is never lost over it:
+    what goes wrong is a warning.
     """
-    if not isinstance(getattr(module, "network", None), Network):
+    saved = [folder / name for name in (BEST_CHECKPOINT, LAST_CHECKPOINT)]
+    checkpoint = next((path for path in saved if path.exists()), None)
+    if checkpoint is None:
         return
     try:
-        write_weights(target, read_checkpoint(checkpoint))
+        weights = read_checkpoint(checkpoint)
+        write_weights(folder / WEIGHTS_FILE, weights)
+    except OtherModuleError:
+        return
     except DataError as error:
-        _logger.warning("no %s: %s", target, error)
+        _logger.warning("no weights for the engine: %s", error)
 
 
 def _open_checkpoint(path: Path) -> tuple[dict[str, int], State]:
@@ -175,8 +192,8 @@ def _open_checkpoint(path: Path) -> tuple[dict[str, int], State]:
         raise DataError(f"{path} must be a checkpoint, but is damaged or none: {why}") from error
     content = checkpoint if isinstance(checkpoint, dict) else {}
     shape, whole = content.get("network"), content.get("state_dict")
-    if not isinstance(shape, dict) or not isinstance(whole, dict):
-        raise DataError(
+    if not isinstance(whole, dict) or not isinstance(shape, dict) or not shape.keys() >= _SIZES:
+        raise OtherModuleError(
             f"{path} must be a checkpoint of lzsweep.train.module.LeelaZero, but is one of another"
             " module: it names no network"
         )
@@ -190,7 +207,7 @@ def _open_checkpoint(path: Path) -> tuple[dict[str, int], State]:
 
 def _array(state: State, name: str) -> Array:
     if name not in state:
-        raise DataError(f"a network of ours must have {name}, but there is none")
+        raise OtherModuleError(f"a network of ours must have {name}, but this one has not")
     array: Array = state[name].detach().to("cpu", torch.float32).contiguous().numpy()
     return array
 

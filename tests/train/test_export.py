@@ -21,7 +21,14 @@ from lzsweep.go.weights import Weights, read_weights, write_weights
 from lzsweep.train.build import build_store
 from lzsweep.train.data import Pick, Rows, gather
 from lzsweep.train.decode import N_SYMMETRIES, Decoder, symmetry_table
-from lzsweep.train.export import read_checkpoint, start_from, to_state, to_weights
+from lzsweep.train.export import (
+    OtherModuleError,
+    publish,
+    read_checkpoint,
+    start_from,
+    to_state,
+    to_weights,
+)
 from lzsweep.train.fit import train
 from lzsweep.train.network import Network
 from tests.go.engine import PROJECT, find_program, parse_heatmap, set_up, start_leelaz
@@ -104,8 +111,12 @@ def test_networks_that_the_engine_cannot_take(tmp_path: Path) -> None:
 def test_checkpoints_of_others_are_refused(tmp_path: Path) -> None:
     other = tmp_path / "other.ckpt"
     torch.save({"state_dict": {"layer.weight": torch.ones(2)}, "epoch": 3}, other)
-    with pytest.raises(DataError, match=r"but is one of another module"):
+    with pytest.raises(OtherModuleError, match=r"but is one of another module"):
         read_checkpoint(other)
+    larger = Network(1, 4)
+    larger.register_parameter("extra", torch.nn.Parameter(torch.ones(1)))
+    with pytest.raises(OtherModuleError, match=r"larger.ckpt: .* nothing like extra"):
+        read_checkpoint(checkpoint_of(larger, tmp_path / "larger.ckpt"))
     broken = tmp_path / "broken.ckpt"
     broken.write_bytes(b"PK\x03\x04 and no more")
     with pytest.raises(DataError, match=r"broken.ckpt must be a checkpoint, but is damaged"):
@@ -201,6 +212,17 @@ def test_training_leaves_its_best_network_as_weights(
     with caplog.at_level(logging.WARNING):
         train(make_config(trainer__max_epochs=1), folder=blocked)
     assert "weights must go to a writable file" in caplog.text
+
+
+def test_a_module_of_another_kind_leaves_none(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    publish(tmp_path)
+    (tmp_path / "checkpoints").mkdir()
+    torch.save({"state_dict": {"a": torch.ones(1)}}, tmp_path / "checkpoints" / "last.ckpt")
+    publish(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoints"]
+    assert not caplog.text
 
 
 @pytest.fixture(scope="module")
