@@ -290,10 +290,10 @@ class Study:
             if claim is None:
                 started = row.datetime_start or datetime.min
                 dead = datetime.now() - started > timedelta(seconds=GRACE_S)
-            elif claim["host"] == here["host"]:
-                dead = claim["boot"] != here["boot"] or not _is_alive(claim)
             else:
-                dead = row._trial_id in silent
+                is_here = claim["host"] == here["host"]
+                is_gone = is_here and (claim["boot"] != here["boot"] or not _is_alive(claim))
+                dead = is_gone or row._trial_id in silent
             if dead:
                 stale.append(trial_of(row))
         return stale

@@ -110,6 +110,7 @@ class Recorder:
                 if tags:
                     journal.tags(tags)
                 journal.end(status)
+            self._sender.add(folder)
         except OSError as error:
             _logger.warning("the end of the run in %s could not be noted: %s", folder, error)
 
