@@ -118,3 +118,18 @@ def test_a_study_a_trial_and_a_run_are_exported(cli: Cli, work: Path) -> None:  
     (run,) = work.glob("outputs/*/*")
     assert f"play with it: leelaz -w {run / 'weights.txt.gz'}" in out
     assert read_weights(run / "weights.txt.gz").filters == 16
+
+
+@pytest.mark.slow
+def test_a_pruned_trial_leaves_its_best_network_too(cli: Cli, work: Path) -> None:  # noqa: F811
+    code, _, err = cli(
+        "-m", *QUICK, "study.name=p", "network=tiny", "lr=0.01,0.02",
+        "hydra/sweeper/pruner=threshold", "hydra.sweeper.pruner.upper=0",
+        "+hydra.sweeper.pruner.n_warmup_steps=2",
+    )  # fmt: skip
+    assert (code, err) == (1, "lzsweep: no trial of study p completed\n")
+    client = MlflowClient(f"sqlite:///{work / 'mlflow.db'}")
+    for trial in cli.status("p")["trials"]:
+        assert trial["state"] == "pruned"
+        artifacts = {artifact.path for artifact in client.list_artifacts(trial["run_id"])}
+        assert artifacts == {"config.yaml", "weights.txt.gz"}
