@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from lzsweep.errors import UserError
 from lzsweep.sweep.space import Value
 
 State = Literal["complete", "pruned", "failed", "running", "waiting"]
@@ -73,7 +74,13 @@ class Record:
     def from_json(cls, data: Mapping[str, Any]) -> Record:
         lists = {"fixed", "metrics", "directions", "conf", "command"}
         values: dict[str, Any] = {k: tuple(v) if k in lists else v for k, v in data.items()}
-        return cls(**values)
+        try:
+            return cls(**values)
+        except TypeError as error:
+            raise UserError(
+                "a study is read by the version that made it, but this one was made by another"
+                f" ({error}); use that version, or choose another study.name"
+            ) from error
 
 
 @dataclass(frozen=True)
