@@ -102,7 +102,7 @@ def bare_steps(data: GoData, n_steps: int) -> Iterator[float]:
             norms = torch.stack([torch.linalg.vector_norm(weight) for weight in weights])
             loss = loss + L2 * 0.5 * norms.square().sum()
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         yield time.perf_counter()
 

@@ -148,6 +148,6 @@ def train_steps(net: Net, batches: Iterable[Item], lr: float = 0.05) -> Iterable
         policy, value = net(planes)
         loss = F.mse_loss(value.squeeze(), outcome) + F.cross_entropy(policy, move)
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         yield float(loss.detach())

@@ -43,8 +43,7 @@ class Pick(NamedTuple):
     """Which positions make a batch, and how each is turned; B positions."""
 
     position: Tensor  # int32 [B]
-    symmetry: Tensor  # uint8 [B], ascending
-    bounds: tuple[int, ...]  # symmetry s owns positions bounds[s]:bounds[s + 1]
+    symmetry: Tensor  # uint8 [B]
 
 
 class PolicyRows(NamedTuple):
@@ -103,7 +102,7 @@ def gather(rows: Rows, pick: Pick) -> Packed:
     move = rows.move[pick.position].to(torch.int64) & 0xFFFF
     stones = stones.view(-1, STONE_PLANES, STONES_BYTES)
     policy = _gather_policy(rows.policy, pick.position.long()) if rows.policy else None
-    return Packed(stones, flags, move, pick.symmetry, pick.bounds, policy)
+    return Packed(stones, flags, move, pick.symmetry, policy)
 
 
 def _gather_policy(rows: PolicyRows, position: Tensor) -> Policy:
@@ -164,14 +163,10 @@ class EpochOrder(Sampler[Pick]):
             symmetry = rng.integers(0, N_SYMMETRIES, len(order), np.uint8)
         for i in range(self.start, len(self)):
             step = slice(i * self._stride, (i + 1) * self._stride)
-            yield _pick(order[step][self._part], symmetry[step][self._part])
-
-
-def _pick(position: NDArray[np.int32], symmetry: NDArray[np.uint8]) -> Pick:
-    # The positions are in random order, so sorting their symmetries costs no randomness.
-    symmetry = np.sort(symmetry)
-    bounds = np.searchsorted(symmetry, np.arange(N_SYMMETRIES + 1))
-    return Pick(torch.from_numpy(position), torch.from_numpy(symmetry), tuple(bounds.tolist()))
+            yield Pick(
+                torch.from_numpy(order[step][self._part]),
+                torch.from_numpy(symmetry[step][self._part]),
+            )
 
 
 class _PackedPositions(Dataset[Packed]):

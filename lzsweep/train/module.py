@@ -126,7 +126,7 @@ class LeelaZero(pl.LightningModule):
         self._step("test", batch)
 
     def _step(self, stage: str, batch: Batch) -> Tensor:
-        logits, value = self.network(batch.planes)
+        logits, value = self.network(batch.planes.float())
         policy_loss = F.cross_entropy(logits, batch.move)
         value_mse = F.mse_loss(value, batch.value)
         loss = (

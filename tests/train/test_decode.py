@@ -49,10 +49,7 @@ def decode_slowly(store: Store, position: int, symmetry: int) -> tuple[Planes, i
 
 
 def pick_all(positions: list[int], symmetries: list[int]) -> Pick:
-    order = np.argsort(symmetries, kind="stable")
-    symmetry = np.array(symmetries, np.uint8)[order]
-    bounds = tuple(np.searchsorted(symmetry, np.arange(9)).tolist())
-    return Pick(torch.tensor(positions)[order], torch.from_numpy(symmetry), bounds)
+    return Pick(torch.tensor(positions), torch.tensor(symmetries, dtype=torch.uint8))
 
 
 def test_equals_the_slow_reference(store: Store) -> None:
