@@ -266,8 +266,7 @@ def compare(engine: Engine, network: Network, rows: Rows, position: int) -> floa
     """Hold all symmetries of a position against the engine; the win rate as it lies."""
     turns = torch.arange(N_SYMMETRIES, dtype=torch.uint8)
     positions = torch.full((N_SYMMETRIES,), position, dtype=torch.int32)
-    pick = Pick(positions, turns, tuple(range(N_SYMMETRIES + 1)))
-    planes = Decoder()(gather(rows, pick)).planes
+    planes = Decoder()(gather(rows, Pick(positions, turns))).planes.float()
     with torch.no_grad():
         logits, values = network(planes)
     policies = 1000 * logits.double().softmax(1).numpy()

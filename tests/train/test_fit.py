@@ -211,7 +211,10 @@ def test_best_is_the_best_validation(
     direction: str,
     choose: Callable[..., Any],
 ) -> None:
-    objective = [{"metric": metric, "direction": direction}, {"metric": "x", "direction": "y"}]
+    objective = [
+        {"metric": metric, "direction": direction},
+        {"metric": "x", "direction": "maximize"},
+    ]
     metrics = train(make_config(objective=objective), folder=tmp_path)
 
     values = {step: v for (name, step), v in logged(tmp_path).items() if name == metric}
