@@ -10,6 +10,7 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from importlib import metadata
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -24,7 +25,7 @@ from lzsweep.config import OwnConf, conf_dir, explain, nearest, register_schemas
 from lzsweep.errors import LzsweepError, UserError
 from lzsweep.sweep.plugin import PullSweeper
 
-_failed: list[LzsweepError] = []
+_failed: list[LzsweepError | OmegaConfBaseException] = []
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,6 +37,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         _refuse_unknown_word(arguments)
+        _refuse_passwords(arguments)
+        if arguments == ["--version"]:
+            print(f"lzsweep {metadata.version('lzsweep')}")
+            return 0
         if arguments and arguments[0] in NAMES:
             return run_command(arguments)
         return _run_hydra(arguments)
@@ -43,6 +48,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(str(error), error.exit_code)
     except (HydraException, OmegaConfBaseException) as error:
         return _fail(explain(error), UserError.exit_code)
+    except (PermissionError, FileExistsError, NotADirectoryError) as error:
+        return _fail(
+            f"the folder must be writable, but {error.filename}: {error.strerror};"
+            " change to another folder or set hydra.run.dir",
+            UserError.exit_code,
+        )
     except KeyboardInterrupt:
         return _fail("stopped by Ctrl-C", 1)
 
@@ -62,7 +73,7 @@ def task(cfg: DictConfig) -> object:
 
     try:
         return run(cfg)
-    except LzsweepError as error:
+    except (LzsweepError, OmegaConfBaseException) as error:
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             raise
         _failed.append(error)  # Hydra would print the overrides and half a traceback first
@@ -87,11 +98,26 @@ def _run_hydra(arguments: list[str]) -> int:
 
 def _refuse_unknown_word(arguments: Sequence[str]) -> None:
     # `lzsweep statu` would otherwise be told off by the override grammar.
-    if arguments and re.fullmatch(r"[a-z_]+", arguments[0]) and arguments[0] not in NAMES:
+    if (
+        arguments
+        and re.fullmatch(r"[A-Za-z][A-Za-z_-]*", arguments[0])
+        and arguments[0] not in NAMES
+    ):
         raise UserError(
             f"the first word must be a command ({', '.join(NAMES)}) or an override"
-            f" (key=value), but got {arguments[0]!r}; {nearest(arguments[0], NAMES)}"
+            f" (key=value), but got {arguments[0]!r}; {nearest(arguments[0].lower(), NAMES)}"
         )
+
+
+def _refuse_passwords(arguments: Sequence[str]) -> None:
+    # What is typed ends in shell histories, process lists, saved configs and names of runs.
+    for argument in arguments:
+        key, _, value = argument.partition("=")
+        if "://" in value and re.search(r"://[^/@:]*:[^/@]+@", value):
+            raise UserError(
+                f"a password must not stand in a command line, but {key} holds one; put it into"
+                " PGPASSFILE or LZSWEEP_STORAGE, MLFLOW_TRACKING_PASSWORD or MLFLOW_TRACKING_URI"
+            )
 
 
 def _fail(text: str, code: int) -> int:

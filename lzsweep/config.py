@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -25,7 +25,7 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.types import RunMode
 from hydra.utils import get_object
 from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
-from omegaconf.errors import ConfigAttributeError, ConfigKeyError
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue
 
 from lzsweep.errors import ConfigError
 
@@ -45,6 +45,12 @@ METRICS = tuple(
 
 WEIGHTED = ("train/loss", "val/loss", "test/loss")
 """Metrics that a searched loss weight scales, so that the search could cheat with them."""
+
+PRECISIONS = (
+    "auto", "64", "32", "16", "bf16", "64-true", "32-true", "16-true", "bf16-true", "16-mixed",
+    "bf16-mixed",
+)  # fmt: skip
+"""What Lightning takes on any device, and ours."""
 
 _KNOWN_PACKAGES = ("lzsweep", "torch", "pytorch_lightning", "torchmetrics")
 
@@ -313,11 +319,17 @@ def compose(
 
 
 def target_problems(config: Mapping[str, Any]) -> list[str]:
-    """What a user's own options give their `_target_` that it does not take.
+    """What a composed configuration gives its targets that they do not take.
 
-    Ours and Lightning's have schemas and tests; importing them here would cost tens of seconds.
+    Ours and Lightning's are looked up in the schemas, because to import them takes tens of
+    seconds; a user's own are imported and asked for their signature.
     """
     problems: list[str] = []
+    if "precision" in config and str(config["precision"]) not in PRECISIONS:
+        problems.append(
+            f"precision must be one of {', '.join(PRECISIONS)}, but got {config['precision']};"
+            f" {nearest(str(config['precision']), PRECISIONS)}"
+        )
     todo: list[tuple[str, Any]] = list(config.items())
     while todo:
         key, node = todo.pop()
@@ -327,6 +339,14 @@ def target_problems(config: Mapping[str, Any]) -> list[str]:
             continue
         todo += [(f"{key}.{name}", child) for name, child in node.items()]
         target = str(node.get("_target_", ""))
+        for schema in (Network, Data, Trainer):
+            if target == schema._target_:
+                names = [f.name for f in fields(schema)]
+                problems += [
+                    f"{key}.{name} is nothing that {target} takes; {nearest(name, names)}"
+                    for name in map(str, node)
+                    if name not in names
+                ]
         if target and target.split(".")[0] not in _KNOWN_PACKAGES:
             problems += _signature_problems(key, target, node)
     return sorted(set(problems))
@@ -375,6 +395,8 @@ def known_keys() -> list[str]:
 def explain(error: Exception) -> str:
     """Say in one line what a Hydra or OmegaConf error means: rule, value, place, next step."""
     cause = error.__cause__
+    if isinstance(error, MissingMandatoryValue):
+        return f"{error.full_key} must be set, but is not: {error.full_key}=..."
     if isinstance(error, MissingConfigException) and error.options is not None:
         group, _, option = (error.missing_cfg_file or "").rpartition("/")
         options = [str(o) for o in error.options]

@@ -22,7 +22,6 @@ from lzsweep.sweep.report import (
     describe,
     describe_best,
     make_console,
-    train_command,
     trial_table,
     write_best,
 )
@@ -114,8 +113,8 @@ def best(study: Name, storage: Storage = SQLITE, format: Output = Format.table) 
         raise UserError(f"a trial must complete to be the best, but none of {study} has yet")
     console = make_console()
     console.print(trial_table(opened, trials))
-    if path := write_best(opened):
-        console.print(f"train it again: {train_command(path)}", soft_wrap=True)
+    if command := write_best(opened):
+        console.print(f"train it again: {command}", soft_wrap=True, markup=False)
 
 
 @app.command(epilog="Examples:  lzsweep sync   |   lzsweep sync /data/me/multirun/demo")

@@ -120,6 +120,8 @@ class Attempt:
     def _died_of(self, code: int) -> End:
         if code in (-signal.SIGKILL, -signal.SIGTERM):
             return End("killed", f"killed from outside by {_name(code)}")
+        if code == 0:
+            return End("killed", "the process was ended from outside")
         if code < 0:
             return self._died(f"the process crashed with {_name(code)}")
         return self._died(f"the process ended with exit code {code} and no result")

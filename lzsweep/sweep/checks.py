@@ -17,7 +17,9 @@ from lzsweep.config import METRICS, WEIGHTED, compose, explain, objectives, targ
 from lzsweep.errors import ConfigError, LzsweepError
 from lzsweep.sweep.slots import find_slots
 from lzsweep.sweep.space import Space, Value, to_overrides
-from lzsweep.tracking.client import redact
+from lzsweep.sweep.storage import absolute_url, first_line
+from lzsweep.sweep.worker import make_pruner, make_sampler
+from lzsweep.tracking.client import resolve_uri
 from lzsweep.tracking.recorder import has_recorder
 from lzsweep.tracking.runs import check_server
 from lzsweep.train.run import prepare_data
@@ -48,7 +50,13 @@ def check_sweep(
         problems += target_problems(config)
     if configs:
         problems += _objective_problems(configs[0], space)
-    problems += _place_problems(cfg, space, is_basic=is_basic)
+    for part, build in (("sampler", make_sampler), ("pruner", make_pruner)):
+        try:
+            build(cfg.hydra.sweeper[part])
+        except (HydraException, TypeError, ValueError) as error:
+            problems.append(f"hydra.sweeper.{part} cannot be built: {first_line(error)}")
+    with _noted(problems):
+        problems += _place_problems(cfg, is_basic=is_basic)
     with _noted(problems):
         find_slots(str(cfg.worker.slots), cfg.worker.slots_per_device)
     for data in _distinct(configs, "data"):
@@ -103,7 +111,7 @@ def _objective_problems(config: Mapping[str, Any], space: Space) -> list[str]:
             near = difflib.get_close_matches(metric, METRICS, n=1)
             hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(METRICS)}"
             problems.append(f"objective.metric must be logged, but {metric} never is; {hint}")
-        searched = [name for name in space.parameters if name.startswith("loss")]
+        searched = [name for name in space.parameters if "loss" in name.split(".")]
         if metric in WEIGHTED and searched:
             problems.append(
                 f"an objective must not depend on what is searched, but {', '.join(searched)}"
@@ -113,14 +121,18 @@ def _objective_problems(config: Mapping[str, Any], space: Space) -> list[str]:
     return problems
 
 
-def _place_problems(cfg: DictConfig, space: Space, *, is_basic: bool) -> list[str]:
+def _place_problems(cfg: DictConfig, *, is_basic: bool) -> list[str]:
     problems = []
-    for key, url in (("study.storage", cfg.study.storage), ("tracking.uri", cfg.tracking.uri)):
-        if redact(url) != url and any(o.startswith(f"{key}=") for o in space.fixed):
-            problems.append(
-                f"a password must not stand in a command line, where logs keep it, but {key} holds"
-                " one; put it into LZSWEEP_STORAGE or PGPASSFILE, MLFLOW_TRACKING_PASSWORD"
-            )
+    if cfg.study.n_trials is not None and cfg.study.n_trials < 1:
+        problems.append(
+            f"study.n_trials must be at least 1, but got {cfg.study.n_trials}; leave it out for"
+            " the default"
+        )
+    if absolute_url(cfg.study.storage) == resolve_uri(cfg.tracking.uri):
+        problems.append(
+            "study.storage and tracking.uri must be two databases, but both are"
+            f" {cfg.tracking.uri}"
+        )
     if cfg.worker.count < 1 or (is_basic and cfg.worker.count != 1):
         problems.append(
             f"the basic launcher runs one worker, but worker.count is {cfg.worker.count};"

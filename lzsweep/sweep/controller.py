@@ -9,7 +9,6 @@ import hashlib
 import json
 import logging
 import os
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,6 +24,7 @@ from lzsweep.errors import LzsweepError, UserError
 from lzsweep.go.board import N_MOVES
 from lzsweep.sweep.budget import Budget, parse_time
 from lzsweep.sweep.checks import check_sweep
+from lzsweep.sweep.folder import freeze, take_folder
 from lzsweep.sweep.progress import show_progress
 from lzsweep.sweep.record import Record
 from lzsweep.sweep.report import (
@@ -32,16 +32,15 @@ from lzsweep.sweep.report import (
     make_console,
     overhead_s,
     show_params,
-    train_command,
     write_best,
 )
 from lzsweep.sweep.space import Space, parse_space
 from lzsweep.sweep.storage import absolute_url
-from lzsweep.sweep.study import Study, create_study
+from lzsweep.sweep.study import Study, create_study, find_study
 from lzsweep.sweep.worker import start_forkserver
 from lzsweep.tracking.client import redact, resolve_uri
 from lzsweep.tracking.recorder import has_recorder
-from lzsweep.tracking.runs import code_version, open_parent
+from lzsweep.tracking.runs import COMMIT_TAG, close_parent, code_version, open_parent
 
 N_TRIALS = 20
 """The budget where nothing says otherwise and the space is no grid."""
@@ -90,17 +89,23 @@ class Controller:
         self._sum_up(study)
 
     def _open(self, cfg: DictConfig, space: Space, base: Mapping[str, Any]) -> Study:
-        fingerprint = _fingerprint(space, base)
+        settings = _settings(space, base)
+        fingerprint = hashlib.blake2b(json.dumps(settings).encode(), digest_size=16).hexdigest()
         choice = cfg.hydra.runtime.choices.get("sweeps") or "sweep"
         name = cfg.study.name or f"{choice}-{fingerprint[:8]}"
-        folder = self._folder(name)
-        conf = _freeze(sources(self._context.config_loader), folder / "conf")
-        metrics, directions = objectives(base["objective"])
         uri = resolve_uri(cfg.tracking.uri)
+        known = find_study(cfg.study.storage, name)
+        if known is None:
+            folder = self._folder(name)
+            take_folder(folder)
+            conf = freeze(sources(self._context.config_loader), folder)
+        else:
+            folder, conf = Path(known.record.folder), known.record.conf
+        metrics, directions = objectives(base["objective"])
         record = Record(
             space=dict(space.texts),
             fixed=space.fixed,
-            fingerprint=fingerprint,
+            settings=settings,
             metrics=metrics,
             directions=directions,
             folder=str(folder),
@@ -120,20 +125,11 @@ class Controller:
             _budget(cfg.study, space),
             given=_given(cfg.study),
         )
-        record = study.record
-        if record.tracking_uri != redact(uri):
-            raise UserError(
-                f"a study keeps its MLflow server, but {name!r} logs to {record.tracking_uri} and"
-                f" this command to {redact(uri)}; set tracking.uri or MLFLOW_TRACKING_URI"
-            )
-        if not is_new and (commit := record.code.get("lzsweep.git.commit")):
-            now = code_version().get("lzsweep.git.commit")
-            if now != commit:
-                _logger.warning("the study began with code %s, this is %s", commit, now)
+        _check_place(study, redact(uri))
         if has_recorder(cfg.logger) and not study.is_done():
             study.set_parent_run(
                 open_parent(
-                    record.folder,
+                    study.record.folder,
                     uri,
                     experiment=cfg.tracking.experiment,
                     study=name,
@@ -152,17 +148,7 @@ class Controller:
 
     def _folder(self, name: str) -> Path:
         given = any(o.startswith("hydra.sweep.dir=") for o in self._config.hydra.overrides.hydra)
-        folder = Path(self._config.hydra.sweep.dir if given else f"multirun/{name}").absolute()
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / ".writable").touch()
-            (folder / ".writable").unlink()
-        except OSError as error:
-            raise UserError(
-                f"the study's folder must be writable, but {folder} is not: {error.strerror};"
-                " change to another folder or set hydra.sweep.dir"
-            ) from error
-        return folder
+        return Path(self._config.hydra.sweep.dir if given else f"multirun/{name}").absolute()
 
     def _launch(self, study: Study, space: Space) -> None:
         cfg = self._config
@@ -223,8 +209,8 @@ class Controller:
                 self._say(
                     f"      val/policy_top1={top1:.4f}, {chance:.0f} times chance (1/{N_MOVES})"
                 )
-        if path := write_best(study):
-            self._say(f"train it again: {train_command(Path(_shown(path)))}")
+        if command := write_best(study):
+            self._say(f"train it again: {command}")
         if study.record.parent_run_id:
             self._say(_how_to_look(study))
         if done or study.stopped():
@@ -234,6 +220,8 @@ class Controller:
         if reason := study.stopped():
             raise LzsweepError(f"study {study.name} was stopped: {reason}")
         if not done:
+            if study.record.parent_run_id and not any(t.state == "running" for t in trials):
+                close_parent(study.record.folder, self._config.tracking.uri, "KILLED")
             raise LzsweepError(
                 f"study {study.name} is not complete; the same command goes on with it"
             )
@@ -261,29 +249,31 @@ def _given(study: DictConfig) -> list[str]:
     return [key.replace("max_time", "max_time_s") for key in keys if study[key] is not None]
 
 
-def _fingerprint(space: Space, base: Mapping[str, Any]) -> str:
-    """A hash of what is swept; where it runs and where it is recorded do not count."""
-    what = {k: v for k, v in base.items() if k not in ("study", "worker", "tracking", "logger")}
-    what["data"] = {k: v for k, v in dict(what.get("data") or {}).items() if k != "cache_dir"}
-    text = json.dumps([dict(space.texts), what], sort_keys=True, default=str)
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+def _settings(space: Space, base: Mapping[str, Any]) -> dict[str, str]:
+    """What is swept and what is fixed, by key; where it runs and is recorded does not count."""
+    settings = {f"{key} (searched)": text for key, text in space.texts.items()}
+    todo: list[tuple[str, Any]] = [
+        (key, value) for key, value in base.items() if key not in ("study", "worker", "tracking")
+    ]
+    while todo:
+        key, value = todo.pop()
+        if isinstance(value, dict):
+            todo += [(f"{key}.{name}", child) for name, child in value.items()]
+        elif key != "data.cache_dir":
+            settings[key] = json.dumps(value, default=str)
+    return dict(sorted(settings.items()))
 
 
-def _freeze(paths: Sequence[str], target: Path) -> tuple[str, ...]:
-    """Copy the config trees into the study's folder, once; workers compose from there alone."""
-    if not target.exists():
-        aside = target.with_name(f".conf-{os.getpid()}")
-        for n, path in enumerate(paths):
-            if path.startswith("file://"):
-                shutil.copytree(path.removeprefix("file://"), aside / str(n))
-        try:
-            aside.rename(target)
-        except OSError:  # another controller was faster
-            shutil.rmtree(aside)
-    return tuple(
-        f"file://{target / str(n)}" if path.startswith("file://") else path
-        for n, path in enumerate(paths)
-    )
+def _check_place(study: Study, tracking_uri: str) -> None:
+    record = study.record
+    if record.tracking_uri != tracking_uri:
+        raise UserError(
+            f"a study keeps its MLflow server, but {study.name!r} logs to {record.tracking_uri}"
+            f" and this command to {tracking_uri}; set tracking.uri or MLFLOW_TRACKING_URI"
+        )
+    before, now = record.code.get(COMMIT_TAG), code_version().get(COMMIT_TAG)
+    if before != now:
+        _logger.warning("the study began with code %s, this is code %s", before, now)
 
 
 def _question(study: Study) -> str:

@@ -60,9 +60,10 @@ class _Lines:
     def update(self, trials: list[Trial]) -> None:
         for trial in trials:
             before = self._shown.get((trial.number, trial.attempt))
-            if before != trial.state and trial.state != "waiting":
+            is_begun = trial.state != "running" or trial.worker  # its parameters are there
+            if before != trial.state and trial.state != "waiting" and is_begun:
                 self._shown[(trial.number, trial.attempt)] = trial.state
-                self._console.print(self._line(trial, trials), soft_wrap=True, highlight=False)
+                self._console.print(self._line(trial, trials), soft_wrap=True, markup=False)
 
     def _line(self, trial: Trial, trials: list[Trial]) -> str:
         head = f"#{trial.number} {trial.state}: {show_params(trial.params)}"
@@ -84,7 +85,7 @@ class _Live(Live):
     def __init__(self, study: Study, console: Console) -> None:
         self._study = study
         self._bar = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("trials, left"),

@@ -57,7 +57,7 @@ class Record:
 
     space: Mapping[str, str]
     fixed: tuple[str, ...]
-    fingerprint: str
+    settings: Mapping[str, str]
     metrics: tuple[str, ...]
     directions: tuple[Literal["minimize", "maximize"], ...]
     folder: str

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import tempfile
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -12,6 +13,7 @@ from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from lzsweep.config import make_loader
@@ -95,7 +97,7 @@ def trial_table(study: Study, trials: Sequence[Trial], n_rows: int | None = None
     table.add_column("#", justify="right")
     table.add_column("state")
     for name in record.space:
-        table.add_column(name)
+        table.add_column(escape(name))
     for metric in record.metrics:
         table.add_column(metric, justify="right")
     table.add_column("curve")
@@ -107,16 +109,16 @@ def trial_table(study: Study, trials: Sequence[Trial], n_rows: int | None = None
     for trial in shown:
         values = trial.values or _best_so_far(trial, signs)
         cells = [f"{v:.4f}" for v in values] or [""]
-        note = "best" if trial.number in best else trial.reason.splitlines()[0:1]
+        note = "best" if trial.number in best else "".join(trial.reason.splitlines()[:1])
         table.add_row(
             f"{trial.number}",
             f"[{STYLES[trial.state]}]{trial.state}[/]",
-            *(show_value(trial.params.get(name, "")) for name in record.space),
+            *(escape(show_value(trial.params.get(name, ""))) for name in record.space),
             *cells,
             *[""] * (len(record.metrics) - len(cells)),
             sparkline(list(trial.curve.values())),
             show_seconds(_seconds(trial)),
-            note if isinstance(note, str) else "".join(note),
+            escape(note),
         )
     return table
 
@@ -182,14 +184,17 @@ def overhead_s(trials: Sequence[Trial]) -> float | None:
     return (len(slots) * (ended - began).total_seconds() - train_s) / len(done)
 
 
-def write_best(study: Study) -> Path | None:
+def write_best(study: Study) -> str:
     """Write `FOLDER/best/best.yaml`, a config that trains the best trial again.
 
     For several objectives it is the front's trial that is best in the first.
+
+    Returns:
+        The command that trains it; empty while no trial is complete.
     """
     best = study.best()
     if not best:
-        return None
+        return ""
     record = study.record
     sign = 1 if record.directions[0] == "minimize" else -1
     trial = min(best, key=lambda t: sign * (t.values or (0.0,))[0])
@@ -199,14 +204,18 @@ def write_best(study: Study) -> Path | None:
     overrides = [*record.fixed, *to_overrides(trial.params)]
     config, extra = _as_config(overrides, make_loader(record.conf))
     path = Path(record.folder) / "best" / "best.yaml"
+    near = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+    command = shlex.join(
+        ["lzsweep", "--config-dir", str(near.parent.parent), "+best=best", *extra]
+    )
     write_text(
         path,
         "# @package _global_\n"
         f"# Trial {trial.number} of study {study.name}: {values}.\n"
-        f"# Train it again:  {train_command(path, extra)}\n"
+        f"# Train it again:  {command}\n"
         f"{OmegaConf.to_yaml(OmegaConf.create(config))}",
     )
-    return path
+    return command
 
 
 def finish_study(study: Study, uri: str) -> None:
@@ -225,11 +234,6 @@ def finish_study(study: Study, uri: str) -> None:
         if reason := study.stopped():
             status = "KILLED" if reason == STOPPED_BY_HAND else "FAILED"
         close_parent(folder, uri, status)
-
-
-def train_command(path: Path, extra: Sequence[str] = ()) -> str:
-    """The command that trains a `best.yaml`."""
-    return " ".join(["lzsweep", "--config-dir", str(path.parent.parent), "+best=best", *extra])
 
 
 def _as_config(overrides: Sequence[str], loader: ConfigLoader) -> tuple[dict[str, Any], list[str]]:

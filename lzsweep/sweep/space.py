@@ -80,11 +80,12 @@ def parse_space(
     for key, text in study_space.items():
         if key not in typed:
             given += parser.parse_overrides([f"{key}={text}"])
-    for override in given:
+    # As in Hydra the last word on a key holds, be it a value or a sweep.
+    for override in {o.get_key_element(): o for o in given}.values():
         if not override.is_sweep_override():
             fixed.append(override.input_line or "")
             continue
-        name = override.get_key_element().lstrip("+")
+        name = override.get_key_element()
         try:
             parameters[name] = _distribution(override)
             texts[name] = override.get_value_string()

@@ -36,8 +36,18 @@ def first_line(error: BaseException | None) -> str:
 
 
 def absolute_url(url: str) -> str:
-    """The URL as another process in another folder needs it, with our database drivers."""
-    parsed = make_url(url)
+    """The URL as another process in another folder needs it, with our database drivers.
+
+    Raises:
+        UserError: it is no URL of a database.
+    """
+    try:
+        parsed = make_url(url)
+    except SQLAlchemyError as error:
+        raise UserError(
+            f"study.storage must be the URL of a database, but got {url!r};"
+            " write sqlite:///FILE or postgresql://USER@HOST/DATABASE"
+        ) from error
     if parsed.drivername == "sqlite" and parsed.database:
         return f"sqlite:///{Path(parsed.database).absolute()}"
     if parsed.drivername in ("postgresql", "postgres"):
@@ -47,7 +57,10 @@ def absolute_url(url: str) -> str:
 
 def shown_url(url: str) -> str:
     """The URL for people: without its password."""
-    return make_url(url).render_as_string(hide_password=True)
+    try:
+        return make_url(url).render_as_string(hide_password=True)
+    except SQLAlchemyError:
+        return url  # no URL at all
 
 
 def open_storage(url: str) -> RDBStorage:
@@ -71,7 +84,7 @@ def open_storage(url: str) -> RDBStorage:
                 heartbeat_interval=GRACE_S // 2,
                 grace_period=GRACE_S,
             )
-    except (*DATABASE_ERRORS, OSError, RuntimeError) as error:
+    except (*DATABASE_ERRORS, ImportError, OSError, RuntimeError) as error:
         raise UserError(
             f"the study database must answer, but {shown_url(url)} says:"
             f" {first_line(error)}; start it or set study.storage"

@@ -23,7 +23,7 @@ from typing import Any
 
 import optuna
 import psutil
-from optuna.exceptions import UpdateFinishedTrialError
+from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
 from optuna.storages import RDBStorage
@@ -38,6 +38,7 @@ from lzsweep.sweep.storage import GRACE_S, database_lock, open_storage, shown_ur
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 # Meant for those who rely on Optuna's own heartbeat thread; here the worker beats.
 warnings.filterwarnings("ignore", message="Heartbeat of storage is supposed to be used")
+warnings.filterwarnings("ignore", category=ExperimentalWarning)
 
 
 class Study:
@@ -176,8 +177,8 @@ class Study:
                 row = self._study.ask()
             for name, distribution in space.parameters.items():
                 row._suggest(name, distribution)
+            self.beat([row._trial_id])  # first, so that whoever has a claim has a heartbeat
             row.set_user_attr("claim", {**_this_process(), "worker": worker, "share": share})
-            self.beat([row._trial_id])
             return Claim(trial_of(self._storage.get_trial(row._trial_id)), row._trial_id)
 
     def _start(self, row: int) -> optuna.Trial:
@@ -321,6 +322,19 @@ def open_study(url: str, name: str) -> Study:
     return Study(storage, study)
 
 
+def find_study(url: str, name: str) -> Study | None:
+    """Open a study if it exists.
+
+    Raises:
+        UserError: the database does not answer.
+    """
+    storage = open_storage(url)
+    if not any(s.study_name == name for s in storage.get_all_studies()):
+        return None
+    study = Study(storage, optuna.load_study(study_name=name, storage=storage))
+    return study if "record" in study._study.user_attrs else None
+
+
 def create_study(
     url: str, name: str, record: Record, budget: Budget, *, given: Collection[str] = ()
 ) -> tuple[Study, bool]:
@@ -351,7 +365,7 @@ def create_study(
         if is_new:
             study.set_user_attr("record", vars(record))
         else:
-            _check_same(Record.from_json(study.user_attrs["record"]), record, name, url)
+            _check_same(Record.from_json(study.user_attrs["record"]), record, name)
         if is_new:
             study.set_user_attr("budget", vars(budget))
         elif given:
@@ -377,17 +391,19 @@ def _lost_when_finished(claim: Claim) -> Iterator[None]:
         raise TrialLost(f"trial {claim.trial.number} goes on elsewhere") from error
 
 
-def _check_same(mine: Record, theirs: Record, name: str, url: str) -> None:
-    def describe(record: Record) -> str:
-        space = " ".join(f"{k}={v}" for k, v in record.space.items())
-        fixed = " ".join(record.fixed)
-        return f"{space} {fixed} for {', '.join(record.metrics)}".strip()
-
-    if mine.fingerprint != theirs.fingerprint:
+def _check_same(kept: Record, asked: Record, name: str) -> None:
+    both = set(kept.settings) | set(asked.settings)
+    keys = sorted(both, key=lambda key: ("(searched)" not in key, key))
+    differing = [k for k in keys if kept.settings.get(k) != asked.settings.get(k)]
+    if differing:
+        shown = "; ".join(
+            f"{k} is {kept.settings.get(k, 'not set')}, here {asked.settings.get(k, 'not set')}"
+            for k in differing[:5]
+        )
+        more = f" and {len(differing) - 5} more" if len(differing) > 5 else ""
         raise UserError(
-            f"a study keeps its search space and fixed settings, but {name!r} in"
-            f" {shown_url(url)} sweeps [{describe(mine)}] and this command"
-            f" [{describe(theirs)}]; choose another study.name"
+            f"a study keeps what it sweeps, but {name!r} differs from this command: {shown}{more};"
+            " choose another study.name"
         )
 
 
@@ -397,12 +413,26 @@ def _this_process() -> dict[str, Any]:
         "host": socket.gethostname(),
         "boot": boot.read_text().strip() if boot.exists() else "",
         "pid": os.getpid(),
-        "born": psutil.Process().create_time(),
+        "born": _birth(os.getpid()),
     }
 
 
-def _is_alive(claim: Mapping[str, Any]) -> bool:
+def _birth(pid: int) -> str:
+    """When a process began; empty if there is none, or only the remains of one."""
     try:
-        return bool(psutil.Process(claim["pid"]).create_time() == claim["born"])
-    except psutil.NoSuchProcess:
-        return False
+        process = psutil.Process(pid)
+        if process.status() == psutil.STATUS_ZOMBIE:
+            return ""
+        stat = Path(f"/proc/{pid}/stat")
+        # Ticks since boot: unlike a time of day they do not move when the clock is set.
+        return (
+            stat.read_text().rpartition(")")[2].split()[19]
+            if stat.exists()
+            else str(process.create_time())
+        )
+    except (psutil.NoSuchProcess, OSError):
+        return ""
+
+
+def _is_alive(claim: Mapping[str, Any]) -> bool:
+    return bool(_birth(claim["pid"]) == claim["born"])

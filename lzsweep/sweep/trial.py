@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 import threading
 import time
@@ -60,7 +61,7 @@ class Started:
 
 @dataclass(frozen=True)
 class Report:
-    """The objectives after a validation; `step` counts epochs from 1."""
+    """The objectives after a validation; `step` counts validations from 1."""
 
     step: int
     values: tuple[float, ...]
@@ -125,6 +126,12 @@ class Link:
             return self._answers.pop(0)
 
 
+def ignore_signals() -> None:
+    """Leave signals to the worker: a terminal and a cluster send them to every process."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
+
+
 def prove_preloaded() -> None:
     """End with exit code 0 if the forkserver has imported what trials need."""
     sys.exit(not {"torch", "pytorch_lightning", "lzsweep.train.fit"} <= set(sys.modules))
@@ -176,6 +183,8 @@ def _train(spec: Spec, folder: Path, link: Link, began: float) -> End:
         return end("stopped")
     except (NonFiniteLossError, torch.cuda.OutOfMemoryError, MemoryError) as error:
         return end("infeasible", _short(error))
+    except SystemExit as error:  # Lightning makes one of a signal
+        return end("killed", f"stopped from outside: {error}")
     except LzsweepError as error:
         return end("error", str(error))
     except Exception as error:  # recorded by the worker as this trial's failure

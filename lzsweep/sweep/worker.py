@@ -83,8 +83,12 @@ def join(cfg: DictConfig) -> None:
     """Be a worker of the study `cfg.worker.join` until it is done or stopped."""
     start_forkserver()
     study = open_study(cfg.study.storage, cfg.worker.join)
-    sweeper = HydraConfig.get().sweeper
-    study.set_deciders(make_sampler(sweeper.sampler), make_pruner(sweeper.pruner))
+    hydra = HydraConfig.get()
+    # A seeded sampler must not propose the same points in every worker and after every restart.
+    offset = 7919 * hydra.job.num + len(study.trials())
+    study.set_deciders(
+        make_sampler(hydra.sweeper.sampler, offset), make_pruner(hydra.sweeper.pruner)
+    )
     worker = Worker(study, cfg)
     await_forkserver()
     worker.run()
@@ -95,10 +99,17 @@ def _build(node: Any) -> Any:
     return instantiate(node, _execution_whitelist_=UNSAFE_DISABLE_EXECUTION_CHECKS)
 
 
-def make_sampler(node: DictConfig) -> Any:
-    """Optuna's sampler of a `hydra/sweeper/sampler` option."""
+def make_sampler(node: DictConfig, seed_offset: int = 0) -> Any:
+    """Optuna's sampler of a `hydra/sweeper/sampler` option.
+
+    Args:
+        node: the option.
+        seed_offset: added to its seed, if it has one.
+    """
     plain = OmegaConf.to_container(node, resolve=True)
     assert isinstance(plain, dict)
+    if plain.get("seed") is not None:
+        plain["seed"] += seed_offset
     if plain["_target_"] == "optuna.samplers.GridSampler":
         # The grid is queued, each point once; nothing is left to sample.
         return _build({"_target_": "optuna.samplers.RandomSampler"})
@@ -120,8 +131,7 @@ class Worker:
         self._name = f"{socket.gethostname()}:{os.getpid()}"
         self._folder = Path(self._record.folder)
         self._loader = make_loader(self._record.conf)
-        texts, fixed = self._record.space, self._record.fixed
-        self._space = parse_space(fixed, texts, self._loader)
+        self._space = parse_space([], self._record.space, self._loader)
         self._slots = find_slots(str(cfg.worker.slots), cfg.worker.slots_per_device)
         # The study has a run of its own if its trials are to have some.
         self._recorder = Recorder(**cfg.tracking) if self._record.parent_run_id else None
@@ -236,6 +246,8 @@ class Worker:
         if end.kind == "stopped" or end.kind == "killed":  # this form narrows the type
             reason = end.reason or "its worker was stopped"
             if self._hand_over(claim.trial, reason, free=end.kind == "stopped"):
+                if self._recorder and self._stopping.is_set():  # else it goes on at once
+                    self._recorder.end(folder, "KILLED", tags={"lzsweep.reason": reason})
                 return
             state: Ending = "error"
         else:

