@@ -132,6 +132,7 @@ def test_fetch(cli: Cli, server: FlakyServer) -> None:  # noqa: F811
         (["import", "bundled", "--filter", "komi=5"], "`komi` must be a pair"),
         (["import", "bundled", "--filter", "min_moves=999"], "too few moves: 180"),
         (["import", "bundled", "--cache-dir", "/dev/null/x"], "must be writable"),
+        (["info", "bundled", "--cache-dir", "/dev/null/x"], "must be imported to be described"),
         (["export-chunks", "bundled", "-o", "/dev/null/x"], "must go to a folder"),
         (["fetch", "nowhere"], "a URL must be http"),
         (["fetch", "http://a/b", "http://a/c", "--sha256", "0"], "once for each URL"),

@@ -7,6 +7,7 @@ streams: its memory grows by some 30 bytes a position, whatever the size of the 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -203,10 +204,11 @@ def _content_key(paths: Paths, kind: str, cache: Path) -> str:
             key = hashlib.blake2b(digest, digest_size=16).hexdigest()
         else:
             key = content_key(paths)
-        cache.mkdir(parents=True, exist_ok=True)
-        partial = sidecar.with_suffix(f".{os.getpid()}")
-        partial.write_text(key)
-        partial.replace(sidecar)
+        with contextlib.suppress(OSError):  # it only saves time; who builds will say
+            cache.mkdir(parents=True, exist_ok=True)
+            partial = sidecar.with_suffix(f".{os.getpid()}")
+            partial.write_text(key)
+            partial.replace(sidecar)
         return key
 
 

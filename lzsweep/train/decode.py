@@ -109,7 +109,8 @@ class Decoder:
         codes = _transpose(packed.stones).gather(1, tables.source[symmetry])
         planes = codes.new_empty((n, N_PLANES, N_POINTS))
         stones = planes[:, :STONE_PLANES].view(n, _N_GROUPS, _GROUP, N_POINTS)
-        stones.copy_(codes.view(n, _N_GROUPS, 1, N_POINTS) >> tables.shift)
+        grouped = codes.view(n, _N_GROUPS, 1, N_POINTS)
+        torch.bitwise_right_shift(grouped, tables.shift, out=stones)
         stones &= 1
         white = packed.flags & WHITE_TO_MOVE
         planes[:, STONE_PLANES:] = torch.stack([1 - white, white], 1)[:, :, None]
