@@ -26,14 +26,14 @@ def test_the_latest_table_takes_the_place_of_the_one_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     readme = tmp_path / "README.md"
-    readme.write_text("head\n<!-- data -->\nold\n<!-- end of data -->\ntail\n")
+    readme.write_text("head\n<!-- data -->\nformer\n<!-- end of data -->\ntail\n")
     monkeypatch.setattr(table, "README", readme)
 
     table.keep("data", [Row("what", "whom", 3, 2, "a", ">= 1")], 2)
 
     text = readme.read_text()
     assert "| `what` | whom | 3 | 2 | a | 1.5 | >= 1 | yes |" in text
-    assert "old" not in text
+    assert "former" not in text
     assert text.startswith("head\n")
     assert text.endswith("-->\ntail\n")
 
