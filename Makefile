@@ -4,7 +4,7 @@ BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-fast system-packages lint format types coverage constraints clean
+.PHONY: help install demo test test-fast bench-data system-packages lint format types coverage constraints clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -27,6 +27,9 @@ test: install system-packages ## Run the whole test suite
 
 test-fast: install ## Run the tests that take seconds
 	$(PYTEST) -m "not slow and not engine and not gpu"
+
+bench-data: install system-packages ## Measure reading, decoding and training beside named peers
+	$(BIN)/python -m benchmarks.data
 
 # The engine's tests need programs of the system; without root they are left out.
 system-packages:
