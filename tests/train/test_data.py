@@ -12,7 +12,7 @@ from lzsweep.train.data import BatchLoader, EpochOrder, GoData
 from lzsweep.train.decode import Packed
 from lzsweep.train.store import Store
 
-POSITIONS = np.arange(1000, 1100)
+POSITIONS = (np.arange(1000, 1100)).astype(np.int32)
 
 
 def drawn(order: EpochOrder, epoch: int) -> tuple[list[int], list[int]]:
@@ -42,7 +42,7 @@ def test_an_epoch_shows_each_position_at_most_once_in_whole_batches() -> None:
 
 
 def test_all_symmetries_are_drawn_alike() -> None:
-    order = EpochOrder(np.arange(80_000), 500, seed=1, shuffle=True, augment=True)
+    order = EpochOrder(np.arange(80_000, dtype=np.int32), 500, seed=1, shuffle=True, augment=True)
     order.set_epoch(0)
 
     picks = list(order)
