@@ -19,7 +19,7 @@ install: .venv/.installed ## Make .venv and install lzsweep with the tested vers
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --group dev --editable .
 	@touch $@
 
-demo: install ## Run a real sweep on the bundled games: eight trials, under five minutes
+demo: install ## Run a real sweep on the bundled games: ten trials, under five minutes
 	$(BIN)/lzsweep -m sweeps=demo
 
 test: install system-packages ## Run the whole test suite

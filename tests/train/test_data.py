@@ -12,7 +12,7 @@ from lzsweep.train.data import BatchLoader, EpochOrder, GoData
 from lzsweep.train.decode import Packed
 from lzsweep.train.store import Store
 
-POSITIONS = (np.arange(1000, 1100)).astype(np.int32)
+POSITIONS = np.arange(1000, 1100, dtype=np.int32)
 
 
 def drawn(order: EpochOrder, epoch: int) -> tuple[list[int], list[int]]:
