@@ -171,17 +171,18 @@ def show_params(params: Mapping[str, object]) -> str:
 def overhead_s(trials: Sequence[Trial]) -> float | None:
     """Seconds a trial that no training filled.
 
-    (slots x wall time since the first trial began - training time) / trials, over the trials of
-    which the training time is known; None when there is none.
+    For each slot of each worker: time from its first trial's start to its last one's end, less
+    the training time; summed, by the number of trials. A pause between two commands belongs to no
+    slot. Only trials of which the training time is known count; None when there is none.
     """
     done = [t for t in trials if t.train_s is not None and t.started and t.finished]
-    if not done:
-        return None
-    slots = {t.worker for t in done}
-    began = min(t.started for t in done if t.started)
-    ended = max(t.finished for t in done if t.finished)
-    train_s = sum(t.train_s or 0.0 for t in done)
-    return (len(slots) * (ended - began).total_seconds() - train_s) / len(done)
+    idle_s = 0.0
+    for worker in {t.worker for t in done}:
+        mine = [t for t in done if t.worker == worker]
+        began = min(t.started for t in mine if t.started)
+        ended = max(t.finished for t in mine if t.finished)
+        idle_s += (ended - began).total_seconds() - sum(t.train_s or 0.0 for t in mine)
+    return idle_s / len(done) if done else None
 
 
 def write_best(study: Study) -> str:
