@@ -25,7 +25,6 @@ class Attempt:
     """A running trial process and the pipe to it; used by one slot's thread, stopped by any."""
 
     def __init__(self, spec: Spec) -> None:
-        self._spec = spec
         context = multiprocessing.get_context("forkserver")
         self._pipe, child = context.Pipe()
         self._process: ForkServerProcess = context.Process(
@@ -65,7 +64,7 @@ class Attempt:
                     self.stop()
                 if deadline is not None and time.monotonic() > deadline:
                     self.kill()
-                    return self._died(f"killed after worker.trial_timeout={timeout_s:g} s")
+                    return End("error", f"killed after worker.trial_timeout={timeout_s:g} s")
                 message = self._next_message()
                 if isinstance(message, Started) and timeout_s:
                     deadline = time.monotonic() + timeout_s
@@ -123,11 +122,8 @@ class Attempt:
         if code == 0:
             return End("killed", "the process was ended from outside")
         if code < 0:
-            return self._died(f"the process crashed with {_name(code)}")
-        return self._died(f"the process ended with exit code {code} and no result")
-
-    def _died(self, reason: str) -> End:
-        return End("error", reason)
+            return End("error", f"the process crashed with {_name(code)}")
+        return End("error", f"the process ended with exit code {code} and no result")
 
 
 def _name(code: int) -> str:
