@@ -14,10 +14,12 @@ from typing import Any
 
 import hydra.utils
 import pytorch_lightning as pl
+from lightning_fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from pytorch_lightning.callbacks import Callback
 
 from lzsweep.config import objectives
 from lzsweep.train.checkpoint import Checkpoints
+from lzsweep.train.environment import find_environment
 from lzsweep.train.export import initialise, publish
 from lzsweep.train.precision import resolve_precision
 from lzsweep.train.quiet import quiet
@@ -57,10 +59,13 @@ def train(
     checkpoints = Checkpoints(folder, metric, direction)
     extra = [instantiate(node) for node in (cfg["callbacks"] or {}).values()]
     make_trainer = instantiate(cfg["trainer"], _partial_=True)
+    plugins = [*(make_trainer.keywords.get("plugins") or ()), *plugins]
+    if not any(isinstance(plugin, ClusterEnvironment) for plugin in plugins):
+        plugins += filter(None, [find_environment(cfg["trainer"])])
     trainer = make_trainer(
         logger=instantiate(cfg["logger"], save_dir=folder) if cfg["logger"] else False,
         callbacks=[*extra, *callbacks, checkpoints],
-        plugins=[*(make_trainer.keywords.get("plugins") or ()), *plugins],
+        plugins=plugins,
         precision=precision,
         default_root_dir=folder,
     )
