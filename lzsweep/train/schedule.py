@@ -10,7 +10,7 @@ import math
 from typing import Any
 
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
 from lzsweep.errors import ConfigError
 
@@ -116,6 +116,62 @@ def cosine(
         return min_factor + (1 - min_factor) * 0.5 * (1 + math.cos(math.pi * done))
 
     return LambdaLR(optimizer, scale)
+
+
+def one_cycle(
+    optimizer: Optimizer,
+    n_steps: float,
+    *,
+    pct_start: float = 0.3,
+    div_factor: float = 25.0,
+    final_div_factor: float = 1e4,
+    cycle_momentum: bool = True,
+    base_momentum: float = 0.85,
+    max_momentum: float = 0.95,
+) -> OneCycleLR:
+    """Raise the rate to its full value and let it fall to almost nothing at the last step.
+
+    The arguments are those of torch's OneCycleLR (Smith and Topin, arXiv:1708.07120): it starts
+    at the full rate / `div_factor` and ends at the start's / `final_div_factor`, both along half
+    a cosine; the momentum, or Adam's first beta, goes the other way, from `max_momentum` to
+    `base_momentum` and back. An optimizer without momentum keeps none.
+
+    Raises:
+        ConfigError: the length of the training is not known or its rise takes no step, or an
+            argument is out of its range.
+    """
+    problems = []
+    if not (0 < pct_start < 1 and div_factor >= 1 and final_div_factor >= 1):
+        problems.append(
+            "`0 < pct_start < 1`, `div_factor >= 1` and `final_div_factor >= 1` must hold for the"
+            f" schedule, but got {pct_start=}, {div_factor=}, {final_div_factor=}."
+        )
+    elif math.isinf(n_steps) or n_steps * pct_start < 1:
+        problems.append(
+            "The one_cycle schedule needs a known number of steps, and one or more of them for"
+            f" its rise, but got {n_steps=}, {pct_start=}: set trainer.max_steps or"
+            " trainer.max_epochs."
+        )
+    if not 0 <= base_momentum <= max_momentum < 1:
+        problems.append(
+            "`0 <= base_momentum <= max_momentum < 1` must hold for the schedule, but got"
+            f" {base_momentum=}, {max_momentum=}."
+        )
+    if problems:
+        raise ConfigError(problems)
+    full = optimizer.defaults["lr"]
+    has_momentum = "betas" in optimizer.defaults or optimizer.defaults.get("momentum", 0) > 0
+    return OneCycleLR(
+        optimizer,
+        max_lr=full,
+        total_steps=int(n_steps) + 1,  # the lowest rate is what the last step leaves
+        pct_start=pct_start,
+        div_factor=div_factor,
+        final_div_factor=final_div_factor,
+        cycle_momentum=cycle_momentum and has_momentum,
+        base_momentum=base_momentum,
+        max_momentum=max_momentum,
+    )
 
 
 def constant(optimizer: Optimizer, n_steps: float, *, warmup_steps: int = 0) -> LambdaLR:

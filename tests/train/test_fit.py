@@ -163,6 +163,16 @@ RESUMES = [
         },
         [Stop(6), Kill(17)],
     ),
+    (
+        "one cycle of rate and momentum",
+        {
+            "module__schedule": {
+                "_target_": "lzsweep.train.schedule.one_cycle",
+                "_partial_": True,
+            },
+        },
+        [Stop(6), Kill(17)],
+    ),
 ]
 
 

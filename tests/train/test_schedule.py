@@ -9,7 +9,7 @@ import torch
 from torch.optim.lr_scheduler import LRScheduler
 
 from lzsweep.errors import ConfigError
-from lzsweep.train.schedule import Plateau, constant, cosine, plateau
+from lzsweep.train.schedule import Plateau, constant, cosine, one_cycle, plateau
 
 
 def sgd() -> torch.optim.Optimizer:
@@ -47,6 +47,51 @@ def test_cosine_goes_from_the_full_rate_to_the_floor() -> None:
 def test_cosine_needs_to_know_the_end(n_steps: float) -> None:
     with pytest.raises(ConfigError, match=r"known number of steps.*trainer\.max_steps"):
         cosine(sgd(), n_steps, warmup_steps=5)
+
+
+def test_one_cycle_rises_and_falls_while_the_momentum_falls_and_rises() -> None:
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.5, momentum=0.9)
+    schedule = one_cycle(optimizer, 9, pct_start=0.4, div_factor=5.0, final_div_factor=10.0)
+
+    momenta, seen = [], []
+    for _ in range(10):
+        momenta.append(optimizer.param_groups[0]["momentum"])
+        seen += rates(schedule, 1)
+
+    assert (seen[0], seen[3], seen[9]) == pytest.approx((0.1, 0.5, 0.01))
+    assert all(a < b for a, b in pairwise(seen[:4]))
+    assert all(a > b for a, b in pairwise(seen[3:]))
+    assert (momenta[0], momenta[3], momenta[9]) == pytest.approx((0.95, 0.85, 0.95))
+
+
+def test_one_cycle_swings_the_first_beta_and_invents_no_momentum() -> None:
+    adam = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=0.5, betas=(0.9, 0.99))
+    plain = sgd()
+
+    one_cycle(adam, 10)
+    one_cycle(plain, 10)
+
+    assert adam.param_groups[0]["betas"] == pytest.approx((0.95, 0.99))
+    assert plain.param_groups[0]["momentum"] == 0
+
+
+@pytest.mark.parametrize("n_steps", [math.inf, 3])
+def test_one_cycle_needs_to_know_the_end(n_steps: float) -> None:
+    with pytest.raises(ConfigError, match=r"known number of steps.*trainer\.max_steps"):
+        one_cycle(sgd(), n_steps)
+
+
+@pytest.mark.parametrize(
+    ("options", "rule"),
+    [
+        ({"pct_start": 1.0}, "`0 < pct_start < 1`"),
+        ({"div_factor": 0.5}, "`div_factor >= 1`"),
+        ({"base_momentum": 0.99}, "`0 <= base_momentum <= max_momentum < 1`"),
+    ],
+)
+def test_one_cycle_refuses_nonsense(options: dict[str, float], rule: str) -> None:
+    with pytest.raises(ConfigError, match=rule):
+        one_cycle(sgd(), 10, **options)  # type: ignore[arg-type]
 
 
 def observe(schedule: Plateau, values: list[float]) -> list[float]:
