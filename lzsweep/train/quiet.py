@@ -23,6 +23,8 @@ _NEEDLESS_MESSAGES = (
 _NEEDLESS_WARNINGS = (
     # Lightning uses what its own torch deprecates.
     r".*isinstance\(treespec, LeafSpec\)",
+    # A machine of a cluster on which nobody asked for a job.
+    r".*The `srun` command is available on your system but is not used",
     # The size in the summary, not ours to mend.
     r".*is not supported by the model summary",
     # Short trainings are no mistake, and an epoch's end logs too.
