@@ -168,11 +168,12 @@ class Data:
 
 @dataclass
 class Loss:
-    """Weights of the parts of the training loss."""
+    """Weights of the parts of the training loss, and what it is softened by."""
 
     policy: float = 1.0
     value: float = 1.0
     l2: float = 1e-4  # on conv and dense weights, not on biases
+    label_smoothing: float = 0.0  # part of each move's weight that all moves share in training
 
 
 @dataclass

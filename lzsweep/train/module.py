@@ -2,7 +2,9 @@
 
 The loss is `policy * cross-entropy + value * squared error + l2 * sum(w^2) / 2`, the last over the
 convolution and dense weights, as leela-zero's own training has it (tfprocess.py:340-349).
-`loss_unweighted` is cross-entropy + squared error: comparable whatever the weights.
+`loss_unweighted` is cross-entropy + squared error: comparable whatever the weights. Smoothed
+labels, `(1 - s) * move + s / moves`, are in the loss of training alone, so that they never make a
+metric that a search judges by look better or worse.
 
 Metrics are `train/`, `val/` and `test/` + `METRICS`. Their sums stay on the device; the host
 looks at them when they are logged: training's every `log_every_n_steps` and at an epoch's end,
@@ -69,14 +71,15 @@ class LeelaZero(pl.LightningModule):
 
     Args:
         network: what is trained; it maps planes to move logits and values.
-        loss: weights of the parts of the loss: policy, value, l2.
+        loss: weights of the parts of the loss: policy, value, l2; and, if wanted, label_smoothing.
         optimizer: builds the optimizer from the parameters and `lr`.
         schedule: builds the learning-rate schedule from the optimizer and the number of steps.
         lr: full learning rate.
         compile: compile the network with torch.compile; costs up to a minute at the first step.
 
     Raises:
-        ConfigError: a loss weight is unknown, missing or negative, or `lr` is not positive.
+        ConfigError: a loss weight is unknown, missing or negative, or `lr` or the smoothing is
+            out of its range.
     """
 
     def __init__(
@@ -91,7 +94,13 @@ class LeelaZero(pl.LightningModule):
     ) -> None:
         super().__init__()
         problems = []
-        if set(loss) != set(LOSS_WEIGHTS) or min(loss.values()) < 0:
+        weights = dict(loss)
+        smoothing = weights.pop("label_smoothing", 0.0)
+        if not 0 <= smoothing < 1:
+            problems.append(
+                f"`0 <= label_smoothing < 1` must hold for the loss, but got {smoothing}."
+            )
+        if set(weights) != set(LOSS_WEIGHTS) or min(weights.values()) < 0:
             problems.append(
                 f"loss must give {', '.join(LOSS_WEIGHTS)}, none negative, but got {dict(loss)}."
             )
@@ -103,7 +112,8 @@ class LeelaZero(pl.LightningModule):
         self.network = network.to(memory_format=torch.channels_last)
         if compile:
             self.network.compile()
-        self.loss_weights = dict(loss)
+        self.loss_weights = weights
+        self.label_smoothing = smoothing
         self.lr = lr
         self._build_optimizer = optimizer
         self._build_schedule = schedule
@@ -127,10 +137,14 @@ class LeelaZero(pl.LightningModule):
 
     def _step(self, stage: str, batch: Batch) -> Tensor:
         logits, value = self.network(batch.planes.float())
-        policy_loss = F.cross_entropy(logits, batch.move)
+        policy_loss = trained_loss = F.cross_entropy(logits, batch.move)
+        if self.label_smoothing and stage == "train":
+            trained_loss = F.cross_entropy(
+                logits, batch.move, label_smoothing=self.label_smoothing
+            )
         value_mse = F.mse_loss(value, batch.value)
         loss = (
-            self.loss_weights["policy"] * policy_loss
+            self.loss_weights["policy"] * trained_loss
             + self.loss_weights["value"] * value_mse
             + self.loss_weights["l2"] * self._half_squares()
         )

@@ -127,6 +127,34 @@ def test_distributions_are_targets_too() -> None:
     assert torch.allclose(module.training_step(soft, 0), module.training_step(batch, 0))
 
 
+@pytest.mark.parametrize("is_soft", [False, True])
+def test_labels_are_smoothed_in_the_loss_of_training_alone(is_soft: bool) -> None:
+    module = make_module(loss={**LOSS, "l2": 0.0, "label_smoothing": 0.2})
+    batch = make_batch()
+    one_hot = F.one_hot(batch.move, 362).float()
+    batch = batch._replace(move=one_hot) if is_soft else batch
+
+    loss = module.training_step(batch, 0)
+    module.validation_step(batch, 0)
+
+    logs = F.log_softmax(module(batch.planes)[0], dim=1)
+    smooth = -((0.8 * one_hot + 0.2 / 362) * logs).sum(1).mean().item()
+    train, val = metrics_of(module, "train"), metrics_of(module, "val")
+    assert loss.item() == pytest.approx(smooth + train["value_mse"], rel=1e-4)
+    assert train["loss"] == pytest.approx(loss.item())
+    plain = -(one_hot * logs).sum(1).mean().item()
+    for seen in (train, val):
+        assert seen["policy_loss"] == pytest.approx(plain, rel=1e-4)
+        assert seen["loss_unweighted"] == pytest.approx(plain + seen["value_mse"], rel=1e-4)
+    assert val["loss"] == pytest.approx(val["loss_unweighted"])
+
+
+@pytest.mark.parametrize("smoothing", [-0.1, 1.0, math.nan])
+def test_refuses_an_impossible_smoothing(smoothing: float) -> None:
+    with pytest.raises(ConfigError, match="`0 <= label_smoothing < 1` must hold"):
+        make_module(loss={**LOSS, "label_smoothing": smoothing})
+
+
 @pytest.mark.parametrize(
     "loss", [{"policy": 1.0}, {**LOSS, "pollicy": 1.0}, {**LOSS, "value": -1.0}, {}]
 )
