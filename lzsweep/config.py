@@ -29,7 +29,10 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandat
 
 from lzsweep.errors import ConfigError
 
-METRICS = tuple(
+COSTS = ("cost/parameters", "cost/flops", "cost/positions_per_s", "cost/train_s")
+"""What `lzsweep.train.cost` logs of any module."""
+
+METRICS = COSTS + tuple(
     f"{split}/{name}"
     for split in ("train", "val", "test")
     for name in (
@@ -41,7 +44,7 @@ METRICS = tuple(
         "policy_top5",
     )
 )
-"""What the shipped module logs."""
+"""What is logged while the shipped module is trained."""
 
 WEIGHTED = ("train/loss", "val/loss", "test/loss")
 """Metrics that a searched loss weight scales, so that the search could cheat with them."""
@@ -282,6 +285,18 @@ def objectives(objective: Any) -> tuple[tuple[str, ...], tuple[Direction, ...]]:
                 ]
             )
     return tuple(p["metric"] for p in pairs), tuple(p["direction"] for p in pairs)
+
+
+def best_by(objective: Any) -> tuple[str, Direction]:
+    """What decides which checkpoint of a training is its best.
+
+    The first objective that tells checkpoints apart: a cost is the same for all of them, or lower
+    the earlier. If all objectives are costs, the default objective decides.
+    """
+    for metric, direction in zip(*objectives(objective), strict=True):
+        if metric not in COSTS:
+            return metric, direction
+    return "val/loss_unweighted", "minimize"
 
 
 def sources(loader: ConfigLoader) -> list[str]:

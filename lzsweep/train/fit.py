@@ -17,8 +17,9 @@ import pytorch_lightning as pl
 from lightning_fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from pytorch_lightning.callbacks import Callback
 
-from lzsweep.config import objectives
+from lzsweep.config import best_by, objectives
 from lzsweep.train.checkpoint import Checkpoints
+from lzsweep.train.cost import Cost
 from lzsweep.train.environment import find_environment
 from lzsweep.train.export import initialise, publish
 from lzsweep.train.precision import resolve_precision
@@ -49,14 +50,15 @@ def train(
         plugins: Lightning plugins, such as the cluster environment.
 
     Returns:
-        All metrics: `test/` and `val/` of the best checkpoint, `train/` when it was written.
+        All metrics: `test/` and `val/` of the best checkpoint, `train/` and `cost/` when it was
+        written.
     """
     pl.seed_everything(cfg["seed"], workers=True, verbose=False)
     precision = resolve_precision(cfg["precision"], cfg["trainer"]["accelerator"])
     data = instantiate(cfg["data"])
     module = instantiate(cfg["module"])
-    (metric, *_), (direction, *_) = objectives(cfg["objective"])  # the first decides
-    checkpoints = Checkpoints(folder, metric, direction)
+    checkpoints = Checkpoints(folder, *best_by(cfg["objective"]))
+    cost = Cost(objectives(cfg["objective"])[0])
     extra = [instantiate(node) for node in (cfg["callbacks"] or {}).values()]
     make_trainer = instantiate(cfg["trainer"], _partial_=True)
     plugins = [*(make_trainer.keywords.get("plugins") or ()), *plugins]
@@ -64,7 +66,7 @@ def train(
         plugins += filter(None, [find_environment(cfg["trainer"])])
     trainer = make_trainer(
         logger=instantiate(cfg["logger"], save_dir=folder) if cfg["logger"] else False,
-        callbacks=[*extra, *callbacks, checkpoints],
+        callbacks=[*extra, cost, *callbacks, checkpoints],
         plugins=plugins,
         precision=precision,
         default_root_dir=folder,

@@ -114,6 +114,8 @@ class LeelaZero(pl.LightningModule):
             self.network.compile()
         self.loss_weights = weights
         self.label_smoothing = smoothing
+        # What Lightning's tools, and our measure of costs, call the network with.
+        self.example_input_array = torch.zeros(1, *network.planes_shape())
         self.lr = lr
         self._build_optimizer = optimizer
         self._build_schedule = schedule

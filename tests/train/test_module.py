@@ -87,6 +87,9 @@ class Fixed(nn.Module):
     def decayed_weights(self) -> list[Tensor]:
         return [self.weight]
 
+    def planes_shape(self) -> tuple[int, int, int]:
+        return 18, 19, 19
+
     def forward(self, planes: Tensor) -> tuple[Tensor, Tensor]:
         return self.answer
 
