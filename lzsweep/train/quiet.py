@@ -19,6 +19,7 @@ _NEEDLESS_MESSAGES = (
     "Restored all states from the checkpoint",
     "Loading model weights from",
     "Loaded model weights from",
+    "Found current_model_state in the checkpoint",
 )
 _NEEDLESS_WARNINGS = (
     # Lightning uses what its own torch deprecates.

@@ -22,6 +22,8 @@ from tests.train.conftest import repeatable
 
 MakeConfig = Callable[..., dict[str, Any]]
 ADAM = {"_target_": "torch.optim.AdamW", "_partial_": True, "weight_decay": 0.0}
+EMA = {"_target_": "lzsweep.train.average.Ema", "decay": 0.9, "every_n_steps": 2}
+SWA = {"_target_": "lzsweep.train.average.Swa", "start": 0.5}
 
 
 class Killed(Exception):
@@ -83,8 +85,13 @@ def last(folder: Path) -> dict[str, Any]:
 
 
 def same_weights(a: dict[str, Any], b: dict[str, Any]) -> bool:
-    names = a["state_dict"].keys() | b["state_dict"].keys()
-    return all(torch.equal(a["state_dict"][name], b["state_dict"][name]) for name in names)
+    parts = ("state_dict", "current_model_state", "averaging_state")  # the latter of averages
+    return all(
+        torch.equal(a[part][name], b[part][name])
+        for part in parts
+        if part in a or part in b
+        for name in a[part].keys() | b[part].keys()
+    )
 
 
 def test_learns_far_above_chance(make_config: MakeConfig, tmp_path: Path) -> None:
@@ -174,6 +181,12 @@ RESUMES = [
             },
         },
         [Stop(6), Kill(17)],
+    ),
+    ("moving average", {"callbacks": {"ema": EMA}}, [Stop(6), Kill(17), KillInValidation(30)]),
+    (
+        "mean of the last steps",
+        {"callbacks": {"swa": SWA}, "trainer__accumulate_grad_batches": 2},
+        [Stop(4), Kill(9), Stop(13)],
     ),
 ]
 
