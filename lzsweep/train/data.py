@@ -349,5 +349,7 @@ class GoData(pl.LightningDataModule):
         return BatchLoader(_PackedPositions(self._rows), order, self._num_workers)
 
     def on_after_batch_transfer(self, batch: Packed | Pick, dataloader_idx: int) -> Batch:
+        if isinstance(batch, Tensor):  # Lightning's summary sends the module's example of planes
+            return batch
         packed = gather(self._rows, batch) if isinstance(batch, Pick) else batch
         return self._decode(packed)

@@ -320,6 +320,16 @@ def test_no_logger_is_no_trouble(
     assert {p.name for p in tmp_path.iterdir()} == {"checkpoints", "weights.txt.gz"}
 
 
+def test_lightnings_summary_looks_through_the_network(
+    make_config: MakeConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = make_config(trainer__enable_model_summary=True, trainer__max_epochs=1)
+
+    train(config, folder=tmp_path)
+
+    assert "Total FLOPs: 1.4 M" in capsys.readouterr().out
+
+
 def test_nothing_needless_is_printed(
     make_config: MakeConfig,
     tmp_path: Path,
