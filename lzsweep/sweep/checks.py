@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any
+from contextlib import contextmanager, suppress
+from typing import Any, get_args
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.errors import HydraException
@@ -13,10 +13,20 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from optuna.distributions import CategoricalDistribution
 
-from lzsweep.config import METRICS, WEIGHTED, compose, explain, objectives, target_problems
+from lzsweep.config import (
+    METRICS,
+    WEIGHTED,
+    compose,
+    explain,
+    nearest,
+    objectives,
+    target_problems,
+)
 from lzsweep.errors import ConfigError, LzsweepError
+from lzsweep.sweep.record import Resource
 from lzsweep.sweep.slots import find_slots
 from lzsweep.sweep.space import Space, Value, to_overrides
+from lzsweep.sweep.standing import pruner_problem
 from lzsweep.sweep.storage import absolute_url, first_line
 from lzsweep.sweep.worker import make_pruner, make_sampler
 from lzsweep.tracking.client import resolve_uri
@@ -55,6 +65,7 @@ def check_sweep(
             build(cfg.hydra.sweeper[part])
         except (HydraException, TypeError, ValueError) as error:
             problems.append(f"hydra.sweeper.{part} cannot be built: {first_line(error)}")
+    problems += _pruning_problems(cfg, configs)
     with _noted(problems):
         problems += _place_problems(cfg, is_basic=is_basic)
     with _noted(problems):
@@ -119,6 +130,28 @@ def _objective_problems(config: Mapping[str, Any], space: Space) -> list[str]:
                 " set objective.metric=val/loss_unweighted"
             )
     return problems
+
+
+def _pruning_problems(cfg: DictConfig, configs: Sequence[Mapping[str, Any]]) -> list[str]:
+    problems = []
+    resource, rung = cfg.study.resource, cfg.study.rung
+    if resource not in get_args(Resource):
+        problems.append(
+            f"study.resource must be one of {', '.join(get_args(Resource))}, but got {resource};"
+            f" {nearest(resource, get_args(Resource))}"
+        )
+    elif rung is None and resource != "epochs":
+        problems.append(
+            f"study.rung must say how many {resource} lie between two judgements, but is not set;"
+            " set study.rung=..."
+        )
+    if rung is not None and not rung > 0:
+        problems.append(f"study.rung must be above 0, but got {rung}")
+    # What does not compose, or cannot be built, is told elsewhere.
+    with suppress(HydraException, TypeError, ValueError, ConfigError):
+        n_objectives = len(objectives(configs[0]["objective"])[0]) if configs else 1
+        problems.append(pruner_problem(make_pruner(cfg.hydra.sweeper.pruner), n_objectives))
+    return [problem for problem in problems if problem]
 
 
 def _place_problems(cfg: DictConfig, *, is_basic: bool) -> list[str]:

@@ -44,6 +44,8 @@ from lzsweep.tracking.runs import COMMIT_TAG, close_parent, code_version, open_p
 
 N_TRIALS = 20
 """The budget where nothing says otherwise and the space is no grid."""
+MEANING = ("resource", "rung")
+"""Keys of `study` that say what its trials' values and curves are."""
 
 _logger = logging.getLogger(__name__)
 
@@ -89,7 +91,7 @@ class Controller:
         self._sum_up(study)
 
     def _open(self, cfg: DictConfig, space: Space, base: Mapping[str, Any]) -> Study:
-        settings = _settings(space, base)
+        settings = _settings(space, base, cfg.study)
         fingerprint = hashlib.blake2b(json.dumps(settings).encode(), digest_size=16).hexdigest()
         choice = cfg.hydra.runtime.choices.get("sweeps") or "sweep"
         name = cfg.study.name or f"{choice}-{fingerprint[:8]}"
@@ -117,6 +119,8 @@ class Controller:
             cwd=str(Path.cwd()),
             code=code_version(),
             created=time.time(),
+            resource=cfg.study.resource,
+            rung=float(cfg.study.rung or 1.0),
         )
         study, is_new = create_study(
             cfg.study.storage,
@@ -249,9 +253,13 @@ def _given(study: DictConfig) -> list[str]:
     return [key.replace("max_time", "max_time_s") for key in keys if study[key] is not None]
 
 
-def _settings(space: Space, base: Mapping[str, Any]) -> dict[str, str]:
-    """What is swept and what is fixed, by key; where it runs and is recorded does not count."""
+def _settings(space: Space, base: Mapping[str, Any], study: DictConfig) -> dict[str, str]:
+    """What is swept and what is fixed, by key; where it runs and is recorded does not count.
+
+    Nor does what a study may spend; but what the values of its trials mean does.
+    """
     settings = {f"{key} (searched)": text for key, text in space.texts.items()}
+    settings |= {f"study.{key}": str(study[key]) for key in MEANING if study[key] is not None}
     todo: list[tuple[str, Any]] = [
         (key, value) for key, value in base.items() if key not in ("study", "worker", "tracking")
     ]

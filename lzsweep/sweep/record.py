@@ -4,6 +4,8 @@ Optuna's rows are attempts. A trial is all rows of one origin, and its number is
 first row. Kept in the row of an attempt, each written by the worker that owns it:
 
     system attribute `origin`  {"number", "attempt", "retries"}; absent on a first attempt
+    user attribute   `rung 3`  {seed or "": [objectives at rung 3]}; only for several of either
+    user attribute   `noted`   {what the pruner noted there: rung}
     user attribute   `claim`   {"host", "boot", "pid", "born", "worker", "share"}
     user attribute   `end`     {"kind", "reason", "metrics", "train_s", "run_id"}
 """
@@ -13,16 +15,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from statistics import fmean
 from typing import Any, Literal
 
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from lzsweep.errors import UserError
 from lzsweep.sweep.space import Value
+from lzsweep.sweep.standing import Climb
 
 State = Literal["complete", "pruned", "failed", "running", "waiting"]
 STATES: tuple[State, ...] = ("complete", "pruned", "failed", "running", "waiting")
 Ending = Literal["complete", "pruned", "infeasible", "error", "infrastructure"]
+Resource = Literal["epochs", "steps", "positions", "seconds"]
+RUNG = "rung "
+"""Begins the name of the attribute that holds the objectives at a rung."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +76,8 @@ class Record:
     cwd: str
     code: Mapping[str, str]
     created: float
+    resource: Resource = "epochs"
+    rung: float = 1.0
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Record:
@@ -104,7 +113,7 @@ def trial_of(row: FrozenTrial) -> Trial:
         params=row.params,
         values=tuple(row.values) if row.state == TrialState.COMPLETE else None,
         metrics=end.get("metrics", {}),
-        curve=row.intermediate_values,
+        curve={rung: vector[0] for rung, vector in vectors_of(row).items()},
         ending=end.get("kind"),
         reason=end.get("reason", ""),
         run_id=end.get("run_id"),
@@ -114,6 +123,23 @@ def trial_of(row: FrozenTrial) -> Trial:
         worker=claim.get("worker"),
         row=row._trial_id,
     )
+
+
+def vectors_of(row: FrozenTrial) -> dict[int, tuple[float, ...]]:
+    """The objectives at each rung, in the order of the rungs; means over the seeds there."""
+    kept = {
+        int(key.removeprefix(RUNG)): [*by_seed.values()]
+        for key, by_seed in row.user_attrs.items()
+        if key.startswith(RUNG)
+    }
+    vectors = {r: tuple(map(fmean, zip(*kept[r], strict=True))) for r in sorted(kept)}
+    return vectors or {r: (v,) for r, v in sorted(row.intermediate_values.items())}
+
+
+def climb_of(row: FrozenTrial) -> Climb:
+    """The trial as a pruner sees it."""
+    number = trial_of(row).number
+    return Climb(number, row.state, vectors_of(row), row.user_attrs.get("noted", {}))
 
 
 def _state_of(row: FrozenTrial, end: Mapping[str, Any]) -> State:
@@ -136,6 +162,7 @@ def next_attempt(row: FrozenTrial, trial: Trial, retries: int) -> FrozenTrial:
         state=TrialState.WAITING,
         params=row.params,
         distributions=row.distributions,
+        user_attrs={k: v for k, v in row.user_attrs.items() if k not in ("claim", "end")},
         system_attrs={**row.system_attrs, "origin": origin},
         intermediate_values=row.intermediate_values,
     )

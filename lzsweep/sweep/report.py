@@ -132,7 +132,7 @@ def _latest(trials: Sequence[Trial], n_rows: int) -> list[Trial]:
 
 
 def _best_so_far(trial: Trial, signs: Sequence[int]) -> list[float]:
-    if len(signs) > 1 or not trial.curve:
+    if not trial.curve:
         return []
     return [min(trial.curve.values(), key=lambda v: signs[0] * v)]
 

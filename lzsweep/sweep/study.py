@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from copy import copy
 from datetime import datetime, timedelta
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import optuna
@@ -27,12 +28,22 @@ from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
 from optuna.storages import RDBStorage
-from optuna.trial import TrialState, create_trial
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from lzsweep.errors import UserError
 from lzsweep.sweep.budget import Budget
-from lzsweep.sweep.record import Claim, Ending, Record, Trial, next_attempt, trial_of
+from lzsweep.sweep.record import (
+    RUNG,
+    Claim,
+    Ending,
+    Record,
+    Trial,
+    climb_of,
+    next_attempt,
+    trial_of,
+)
 from lzsweep.sweep.space import Space, Value
+from lzsweep.sweep.standing import judge
 from lzsweep.sweep.storage import GRACE_S, database_lock, open_storage, shown_url
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -80,12 +91,16 @@ class Study:
 
     def trials(self) -> list[Trial]:
         """All trials in the order of their numbers, each once whatever its attempts."""
-        latest: dict[int, Trial] = {}
+        return [trial_of(row) for row in self._latest_rows()]
+
+    def _latest_rows(self) -> list[FrozenTrial]:
+        latest: dict[int, tuple[int, FrozenTrial]] = {}
         for row in self._study.get_trials(deepcopy=False):
-            trial = trial_of(row)
-            if trial.number not in latest or latest[trial.number].attempt < trial.attempt:
-                latest[trial.number] = trial
-        return [latest[number] for number in sorted(latest)]
+            origin = row.system_attrs.get("origin", {})
+            number, attempt = origin.get("number", row.number), origin.get("attempt", 1)
+            if number not in latest or latest[number][0] < attempt:
+                latest[number] = attempt, row
+        return [latest[number][1] for number in sorted(latest)]
 
     def is_done(self, trials: Sequence[Trial] | None = None) -> bool:
         """Whether the budget is spent and nothing that belongs to it is still to end."""
@@ -185,19 +200,55 @@ class Study:
         self._storage.set_trial_state_values(row, TrialState.RUNNING)
         return optuna.Trial(self._study, row)
 
-    def report(self, claim: Claim, step: int, value: float) -> bool:
-        """Record the objective at a step of the pruning resource; whether to prune now.
+    def report(self, claim: Claim, rung: int, *values: float, seed: int | None = None) -> bool:
+        """Record the objectives at a rung of the pruning resource; whether to prune now.
+
+        Args:
+            claim: of the attempt.
+            rung: counts from 1.
+            values: the objectives, in the order of the record.
+            seed: which training of the trial this is, where there are several.
 
         Raises:
             TrialLost: the trial was taken away from this worker.
         """
+        if len(values) > 1 or seed is not None:
+            return self._report_vector(claim, rung, values, "" if seed is None else str(seed))
         with _lost_when_finished(claim):
-            if step not in self._storage.get_trial(claim.row).intermediate_values:
-                self._storage.set_trial_intermediate_value(claim.row, step, value)
+            if rung not in self._storage.get_trial(claim.row).intermediate_values:
+                self._storage.set_trial_intermediate_value(claim.row, rung, values[0])
         # Hyperband derives the bracket from the number, so every attempt shows its origin's.
         row = copy(self._storage.get_trial(claim.row))
         row.number = claim.trial.number
+        # A resumed attempt repeats rungs, and knows nothing of those above.
+        row.intermediate_values = {r: v for r, v in row.intermediate_values.items() if r <= rung}
         return bool(self._study.pruner.prune(self._study, row))
+
+    def _report_vector(self, claim: Claim, rung: int, values: Sequence[float], seed: str) -> bool:
+        # Optuna refuses reports for several objectives, and its TPE pruned trials that have some.
+        name = f"{RUNG}{rung}"
+        with _lost_when_finished(claim):
+            kept = self._storage.get_trial(claim.row).user_attrs.get(name, {})
+            if seed not in kept:
+                kept = {**kept, seed: list(values)}
+                self._storage.set_trial_user_attr(claim.row, name, kept)
+            if len(values) == 1:
+                mean = fmean(vector[0] for vector in kept.values())
+                self._storage.set_trial_intermediate_value(claim.row, rung, mean)
+        climbs = [climb_of(row) for row in self._latest_rows()]
+        is_bad, noted = judge(
+            self._study.pruner,
+            self.name,
+            self.record.directions,
+            climbs,
+            claim.trial.number,
+            rung,
+        )
+        before = self._storage.get_trial(claim.row).user_attrs.get("noted", {})
+        if noted.keys() - before.keys():
+            with _lost_when_finished(claim):
+                self._storage.set_trial_user_attr(claim.row, "noted", {**before, **noted})
+        return is_bad
 
     def tell(
         self,

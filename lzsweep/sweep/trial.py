@@ -2,7 +2,7 @@
 
 It is forked from the forkserver and talks to its worker over one pipe:
 
-    to the worker   Started | Report(step, values) | End(kind, ...)
+    to the worker   Started | Report(rung, values) | End(kind, ...)
     from it         "go on" | "prune" | "stop"     ("stop": checkpoint, then end)
 
 The end of the pipe means that the worker is dead; the process then ends at once, because another
@@ -27,6 +27,7 @@ from typing import Any, Literal
 import filelock
 
 from lzsweep.errors import LzsweepError
+from lzsweep.sweep.record import Resource
 from lzsweep.train.run import objectives_of
 
 LOG_NAME = "trial.log"
@@ -45,6 +46,8 @@ class Spec:
         metrics: names of the objectives.
         device: what CUDA_VISIBLE_DEVICES is to be; None leaves it, "" hides all.
         threads: CPU threads that torch may use; 0 leaves the number to torch.
+        resource: what is counted between two judgements.
+        rung: how much of it.
     """
 
     config: Mapping[str, Any]
@@ -52,6 +55,8 @@ class Spec:
     metrics: Sequence[str]
     device: str | None
     threads: int
+    resource: Resource = "epochs"
+    rung: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -61,9 +66,9 @@ class Started:
 
 @dataclass(frozen=True)
 class Report:
-    """The objectives after a validation; `step` counts validations from 1."""
+    """The objectives known at a rung of the resource; rungs count from 1."""
 
-    step: int
+    rung: int
     values: tuple[float, ...]
 
 
@@ -172,13 +177,13 @@ def _train(spec: Spec, folder: Path, link: Link, began: float) -> End:
         metrics = train(
             {**spec.config, "trainer": trainer},
             folder=folder,
-            callbacks=[Judge(spec.metrics, link)],
+            callbacks=[Judge(spec.metrics, link, spec.resource, spec.rung)],
             plugins=[LightningEnvironment()],
         )
         return end("complete", values=objectives_of(metrics, spec.metrics), metrics=metrics)
     except Pruned:
         publish(folder)
-        return end("pruned", "worse than the others at this step")
+        return end("pruned", "worse than the others at this rung")
     except Stopped:
         return end("stopped")
     except (NonFiniteLossError, torch.cuda.OutOfMemoryError, MemoryError) as error:

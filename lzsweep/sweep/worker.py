@@ -216,12 +216,18 @@ class Worker:
         record = self._record
 
         def answer(report: Report) -> Word:
-            if len(report.values) > 1:
-                return "go on"
-            is_bad = self._patiently(self._study.report, claim, report.step, report.values[0])
+            is_bad = self._patiently(self._study.report, claim, report.rung, *report.values)
             return "prune" if is_bad else "go on"
 
-        spec = Spec(config, str(folder), record.metrics, slot.device, slot.threads)
+        spec = Spec(
+            config,
+            str(folder),
+            record.metrics,
+            slot.device,
+            slot.threads,
+            record.resource,
+            record.rung,
+        )
         attempt = Attempt(spec)
         if self._recorder:
             devices = None if slot.device is None else [slot.device]
