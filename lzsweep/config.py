@@ -89,6 +89,7 @@ class Study:
     space: dict[str, str] = field(default_factory=dict)  # key: sweep text; the command line wins
     max_retries: int = 3  # times a trial may be lost to killed processes and machines
     max_same_errors: int = 3  # the same error this often running stops the study
+    seeds: int = 1  # trainings of each point; judged by their mean
     resource: str = "epochs"  # what pruning counts: epochs, steps, positions or seconds
     rung: float | None = None  # of the resource between two judgements; null: 1 epoch
 

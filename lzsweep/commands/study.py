@@ -25,8 +25,8 @@ from lzsweep.sweep.report import (
     trial_table,
     write_best,
 )
+from lzsweep.sweep.seeds import log_of
 from lzsweep.sweep.study import Study, list_studies, open_study
-from lzsweep.sweep.trial import LOG_NAME
 from lzsweep.tracking.delivery import sync as deliver_all
 
 Storage = Annotated[str, typer.Option(envvar="LZSWEEP_STORAGE", help="URL of the study database.")]
@@ -96,7 +96,7 @@ def status(
     if reason := opened.stopped():
         console.print(f"stopped: {reason}", markup=False)
     for failed in (t for t in trials if t.state == "failed"):
-        log = f"{opened.record.folder}/{failed.number}/{LOG_NAME}"
+        log = log_of(Path(opened.record.folder) / str(failed.number))
         console.print(f"#{failed.number} failed: {failed.reason}; see {log}", markup=False)
 
 
@@ -155,7 +155,7 @@ def _show_trial(study: Study, number: int, format: Format) -> None:
     console.print(trial_table(study, [t for t in study.trials() if t.number == number]))
     if reason := described[number]["reason"]:
         console.print(f"reason: {reason}", markup=False)
-    log = Path(described[number]["folder"]) / LOG_NAME
+    log = log_of(Path(described[number]["folder"]))
     console.print(f"the end of {log}:", soft_wrap=True)
     if log.exists():
         lines = log.read_text(errors="replace").splitlines()[-LOG_LINES:]

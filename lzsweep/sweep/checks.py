@@ -147,6 +147,8 @@ def _pruning_problems(cfg: DictConfig, configs: Sequence[Mapping[str, Any]]) -> 
         )
     if rung is not None and not rung > 0:
         problems.append(f"study.rung must be above 0, but got {rung}")
+    if cfg.study.seeds < 1:
+        problems.append(f"study.seeds must be at least 1, but got {cfg.study.seeds}")
     # What does not compose, or cannot be built, is told elsewhere.
     with suppress(HydraException, TypeError, ValueError, ConfigError):
         n_objectives = len(objectives(configs[0]["objective"])[0]) if configs else 1

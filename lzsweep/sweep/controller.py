@@ -25,6 +25,7 @@ from lzsweep.go.board import N_MOVES
 from lzsweep.sweep.budget import Budget, parse_time
 from lzsweep.sweep.checks import check_sweep
 from lzsweep.sweep.folder import freeze, take_folder
+from lzsweep.sweep.forkserver import start_forkserver
 from lzsweep.sweep.progress import show_progress
 from lzsweep.sweep.record import Record
 from lzsweep.sweep.report import (
@@ -34,17 +35,17 @@ from lzsweep.sweep.report import (
     show_params,
     write_best,
 )
+from lzsweep.sweep.seeds import log_of
 from lzsweep.sweep.space import Space, parse_space
 from lzsweep.sweep.storage import absolute_url
 from lzsweep.sweep.study import Study, create_study, find_study
-from lzsweep.sweep.worker import start_forkserver
 from lzsweep.tracking.client import redact, resolve_uri
 from lzsweep.tracking.recorder import has_recorder
 from lzsweep.tracking.runs import COMMIT_TAG, close_parent, code_version, open_parent
 
 N_TRIALS = 20
 """The budget where nothing says otherwise and the space is no grid."""
-MEANING = ("resource", "rung")
+MEANING = ("resource", "rung", "seeds")
 """Keys of `study` that say what its trials' values and curves are."""
 
 _logger = logging.getLogger(__name__)
@@ -121,6 +122,7 @@ class Controller:
             created=time.time(),
             resource=cfg.study.resource,
             rung=float(cfg.study.rung or 1.0),
+            seeds=cfg.study.seeds,
         )
         study, is_new = create_study(
             cfg.study.storage,
@@ -194,7 +196,7 @@ class Controller:
         done = study.is_done(trials)
         for trial in trials:
             if trial.state == "failed":
-                log = _shown(Path(study.record.folder) / str(trial.number) / "trial.log")
+                log = _shown(log_of(Path(study.record.folder) / str(trial.number)))
                 self._say(f"#{trial.number} failed: {trial.reason}; see {log}")
         states = ", ".join(f"{n} {state}" for state, n in counts.items() if n)
         extra = overhead_s(trials)

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from lzsweep.sweep.record import Trial
-from lzsweep.sweep.report import count_states, show_params, show_seconds, trial_table
+from lzsweep.sweep.report import count_states, show_params, show_seconds, show_seeds, trial_table
 from lzsweep.sweep.storage import DATABASE_ERRORS
 from lzsweep.sweep.study import Study
 
@@ -73,7 +73,8 @@ class _Lines:
         values = "".join(
             f" {m}={v:.4f}" for m, v in zip(metrics, trial.values or (), strict=False)
         )
-        reason = f" ({trial.reason.splitlines()[0]})" if trial.reason else ""
+        notes = filter(None, (show_seeds(trial), *trial.reason.splitlines()[:1]))
+        reason = "".join(f" ({note})" for note in notes)
         took = f" in {show_seconds(trial.train_s)}" if trial.train_s else ""
         n_done = sum(t.is_finished for t in trials)
         return f"{head}{values}{took}{reason} [{n_done}/{self._study.n_trials}]"

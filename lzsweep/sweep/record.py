@@ -5,6 +5,7 @@ first row. Kept in the row of an attempt, each written by the worker that owns i
 
     system attribute `origin`  {"number", "attempt", "retries"}; absent on a first attempt
     user attribute   `rung 3`  {seed or "": [objectives at rung 3]}; only for several of either
+    user attribute   `seeds`   {seed: {"values", "metrics", "train_s"}} of those complete
     user attribute   `noted`   {what the pruner noted there: rung}
     user attribute   `claim`   {"host", "boot", "pid", "born", "worker", "share"}
     user attribute   `end`     {"kind", "reason", "metrics", "train_s", "run_id"}
@@ -33,6 +34,16 @@ RUNG = "rung "
 
 
 @dataclass(frozen=True)
+class SeedResult:
+    """What came of one complete training of a trial that has several."""
+
+    seed: int
+    values: tuple[float, ...]
+    metrics: Mapping[str, float]
+    train_s: float
+
+
+@dataclass(frozen=True)
 class Trial:
     """One trial as people see it: the latest attempt, under the number of the first."""
 
@@ -52,6 +63,7 @@ class Trial:
     train_s: float | None
     worker: str | None
     row: int = field(repr=False)  # Optuna's id of the latest attempt
+    seeds: tuple[SeedResult, ...] = ()  # where there are several: those complete
 
     @property
     def is_finished(self) -> bool:
@@ -78,6 +90,7 @@ class Record:
     created: float
     resource: Resource = "epochs"
     rung: float = 1.0
+    seeds: int = 1
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Record:
@@ -122,6 +135,10 @@ def trial_of(row: FrozenTrial) -> Trial:
         train_s=end.get("train_s"),
         worker=claim.get("worker"),
         row=row._trial_id,
+        seeds=tuple(
+            SeedResult(int(seed), tuple(found["values"]), found["metrics"], found["train_s"])
+            for seed, found in row.user_attrs.get("seeds", {}).items()
+        ),
     )
 
 

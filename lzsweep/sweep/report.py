@@ -87,6 +87,7 @@ def _describe_trial(trial: Trial, folder: Path) -> dict[str, Any]:
         "run_id": trial.run_id or run_id_of(own),
         "folder": str(own),
         "reason": trial.reason,
+        "seeds": {str(r.seed): list(r.values) for r in trial.seeds},
     }
 
 
@@ -109,7 +110,11 @@ def trial_table(study: Study, trials: Sequence[Trial], n_rows: int | None = None
     for trial in shown:
         values = trial.values or _best_so_far(trial, signs)
         cells = [f"{v:.4f}" for v in values] or [""]
-        note = "best" if trial.number in best else "".join(trial.reason.splitlines()[:1])
+        notes = (
+            "best" if trial.number in best else "",
+            show_seeds(trial),
+            *trial.reason.splitlines()[:1],
+        )
         table.add_row(
             f"{trial.number}",
             f"[{STYLES[trial.state]}]{trial.state}[/]",
@@ -118,7 +123,7 @@ def trial_table(study: Study, trials: Sequence[Trial], n_rows: int | None = None
             *[""] * (len(record.metrics) - len(cells)),
             sparkline(list(trial.curve.values())),
             show_seconds(_seconds(trial)),
-            escape(note),
+            escape("; ".join(filter(None, notes))),
         )
     return table
 
@@ -166,6 +171,12 @@ def show_seconds(seconds: float | None) -> str:
 
 def show_params(params: Mapping[str, object]) -> str:
     return " ".join(f"{k}={show_value(v)}" for k, v in params.items())
+
+
+def show_seeds(trial: Trial) -> str:
+    """The first objective by seed, where a trial has several: `seeds 1: 4.2101, 2: 4.3002`."""
+    shown = ", ".join(f"{r.seed}: {r.values[0]:.4f}" for r in trial.seeds)
+    return f"seeds {shown}" if shown else ""
 
 
 def overhead_s(trials: Sequence[Trial]) -> float | None:

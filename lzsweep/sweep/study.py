@@ -10,33 +10,33 @@ word) and `stopped` (why it ended early). What reads, decides and writes holds t
 
 from __future__ import annotations
 
-import os
-import socket
 import time
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
+from dataclasses import asdict
 from datetime import datetime, timedelta
-from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 import optuna
-import psutil
+import sqlalchemy
 from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
 from optuna.storages import RDBStorage
+from optuna.storages._rdb import models
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from lzsweep.errors import UserError
 from lzsweep.sweep.budget import Budget
+from lzsweep.sweep.process import is_alive, this_process
 from lzsweep.sweep.record import (
     RUNG,
     Claim,
     Ending,
     Record,
+    SeedResult,
     Trial,
     climb_of,
     next_attempt,
@@ -50,6 +50,10 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 # Meant for those who rely on Optuna's own heartbeat thread; here the worker beats.
 warnings.filterwarnings("ignore", message="Heartbeat of storage is supposed to be used")
 warnings.filterwarnings("ignore", category=ExperimentalWarning)
+
+
+OpenRows = frozenset[tuple[int, str]]
+"""Optuna's ids of attempts, and their states."""
 
 
 class Study:
@@ -175,26 +179,44 @@ class Study:
         """
         with self.lock():
             trials = self.trials()
-            if self.stopped() or self.spent(trials):
+            if not self.may_claim(space, trials):
                 return None
             waiting = [t for t in trials if t.state == "waiting"]
             retries = [t for t in waiting if t.attempt > 1]
-            n_begun = sum(t.is_finished or t.state == "running" for t in trials)
-            if retries:
-                row = self._start(retries[0].row)
-            elif n_begun >= self.n_trials:
-                return None
-            elif waiting:
-                row = self._start(waiting[0].row)
-            elif space.is_grid:
-                return None
+            if retries or waiting:
+                row = self._start([*retries, *waiting][0].row)
             else:
                 row = self._study.ask()
             for name, distribution in space.parameters.items():
                 row._suggest(name, distribution)
             self.beat([row._trial_id])  # first, so that whoever has a claim has a heartbeat
-            row.set_user_attr("claim", {**_this_process(), "worker": worker, "share": share})
+            row.set_user_attr("claim", {**this_process(), "worker": worker, "share": share})
             return Claim(trial_of(self._storage.get_trial(row._trial_id)), row._trial_id)
+
+    def may_claim(self, space: Space, trials: Sequence[Trial] | None = None) -> bool:
+        """Whether there is something to claim; who has the lock can rely on it."""
+        trials = self.trials() if trials is None else trials
+        if self.stopped() or self.spent(trials):
+            return False
+        waiting = [t for t in trials if t.state == "waiting"]
+        if any(t.attempt > 1 for t in waiting):
+            return True
+        n_begun = sum(t.is_finished or t.state == "running" for t in trials)
+        return n_begun < self.n_trials and bool(waiting or not space.is_grid)
+
+    def open_rows(self) -> OpenRows:
+        """The attempts that are running or waiting, by one cheap query.
+
+        While they stay the same there is nothing new to claim, unless the budget was raised.
+        """
+        rows = models.TrialModel
+        query = (
+            sqlalchemy.select(rows.trial_id, rows.state)
+            .where(rows.study_id == self._study._study_id)
+            .where(rows.state.in_((TrialState.RUNNING, TrialState.WAITING)))
+        )
+        with self._storage.engine.connect() as connection:
+            return frozenset((row, str(state)) for row, state in connection.execute(query))
 
     def _start(self, row: int) -> optuna.Trial:
         self._storage.set_trial_state_values(row, TrialState.RUNNING)
@@ -249,6 +271,19 @@ class Study:
             with _lost_when_finished(claim):
                 self._storage.set_trial_user_attr(claim.row, "noted", {**before, **noted})
         return is_bad
+
+    def keep_seed(self, claim: Claim, result: SeedResult) -> None:
+        """Record a complete training of a trial that has several, for its later attempts too.
+
+        Raises:
+            TrialLost: the trial was taken away from this worker.
+        """
+        found = {k: v for k, v in asdict(result).items() if k != "seed"}
+        with _lost_when_finished(claim):
+            kept = self._storage.get_trial(claim.row).user_attrs.get("seeds", {})
+            self._storage.set_trial_user_attr(
+                claim.row, "seeds", {**kept, str(result.seed): found}
+            )
 
     def tell(
         self,
@@ -335,7 +370,7 @@ class Study:
         killed between its claim and its first heartbeat is judged by the start of the attempt.
         """
         silent = set(self._storage._get_stale_trial_ids(self._study._study_id))
-        here = _this_process()
+        here = this_process()
         stale = []
         for row in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             claim = row.user_attrs.get("claim")
@@ -344,7 +379,7 @@ class Study:
                 dead = datetime.now() - started > timedelta(seconds=GRACE_S)
             else:
                 is_here = claim["host"] == here["host"]
-                is_gone = is_here and (claim["boot"] != here["boot"] or not _is_alive(claim))
+                is_gone = is_here and (claim["boot"] != here["boot"] or not is_alive(claim))
                 dead = is_gone or row._trial_id in silent
             if dead:
                 stale.append(trial_of(row))
@@ -456,34 +491,3 @@ def _check_same(kept: Record, asked: Record, name: str) -> None:
             f"a study keeps what it sweeps, but {name!r} differs from this command: {shown}{more};"
             " choose another study.name"
         )
-
-
-def _this_process() -> dict[str, Any]:
-    boot = Path("/proc/sys/kernel/random/boot_id")
-    return {
-        "host": socket.gethostname(),
-        "boot": boot.read_text().strip() if boot.exists() else "",
-        "pid": os.getpid(),
-        "born": _birth(os.getpid()),
-    }
-
-
-def _birth(pid: int) -> str:
-    """When a process began; empty if there is none, or only the remains of one."""
-    try:
-        process = psutil.Process(pid)
-        if process.status() == psutil.STATUS_ZOMBIE:
-            return ""
-        stat = Path(f"/proc/{pid}/stat")
-        # Ticks since boot: unlike a time of day they do not move when the clock is set.
-        return (
-            stat.read_text().rpartition(")")[2].split()[19]
-            if stat.exists()
-            else str(process.create_time())
-        )
-    except (psutil.NoSuchProcess, OSError):
-        return ""
-
-
-def _is_alive(claim: Mapping[str, Any]) -> bool:
-    return bool(_birth(claim["pid"]) == claim["born"])

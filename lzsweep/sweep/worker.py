@@ -8,16 +8,16 @@ study is running or waiting, because else nobody would notice the last node die.
 from __future__ import annotations
 
 import logging
-import multiprocessing
 import os
+import random
 import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
-from multiprocessing import forkserver
 from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar
@@ -29,54 +29,47 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from lzsweep.config import ARTIFACTS, WEIGHTS_FILE, compose, make_loader
-from lzsweep.errors import LzsweepError
 from lzsweep.sweep.attempt import Attempt
-from lzsweep.sweep.record import Claim, Ending, Trial
+from lzsweep.sweep.forkserver import await_forkserver, start_forkserver
+from lzsweep.sweep.record import Claim, Ending, SeedResult, Trial
 from lzsweep.sweep.report import finish_study
+from lzsweep.sweep.seeds import (
+    cut_short,
+    lend_best,
+    open_seeds,
+    seed_folder,
+    sum_up,
+    write_means,
+)
 from lzsweep.sweep.slots import Slot, find_slots
 from lzsweep.sweep.space import parse_space, to_overrides
 from lzsweep.sweep.storage import DATABASE_ERRORS, first_line
-from lzsweep.sweep.study import Study, TrialLost, open_study
-from lzsweep.sweep.trial import End, Report, Spec, Word, prove_preloaded
+from lzsweep.sweep.study import OpenRows, Study, TrialLost, open_study
+from lzsweep.sweep.trial import End, Kind, Report, Spec, Word
+from lzsweep.tracking.journal import Status
 from lzsweep.tracking.outbox import run_id_of
 from lzsweep.tracking.recorder import Recorder
 
-IDLE_S = 1.0
-"""Time between two looks for something to claim."""
+LOOK_S = (0.5, 1.0)
+"""Time between two looks of an idle slot at whether anything has changed, drawn anew each time."""
+CLAIM_S = (4.0, 8.0)
+"""Time after which an idle slot tries to claim whatever it has seen: the budget may have grown."""
 WATCH_S = 5.0
 """Time between two heartbeats, and between two looks for lost workers."""
+SEED_STATUS: Mapping[Kind, Status] = {
+    "complete": "FINISHED",
+    "pruned": "FINISHED",
+    "infeasible": "FAILED",
+    "error": "FAILED",
+    "stopped": "KILLED",
+    "killed": "KILLED",
+}
+"""What MLflow says of the run of a seed by how its training ended."""
 DATABASE_PATIENCE_S = 3600.0
 """Time a worker waits for a lost database before it gives up."""
 
 _logger = logging.getLogger(__name__)
 _T = TypeVar("_T")
-
-
-def start_forkserver() -> None:
-    """Start importing torch and Lightning in the process that trials are forked from.
-
-    Returns at once; the imports take their tens of seconds beside whatever comes next.
-    """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["lzsweep.sweep.preload"])
-    forkserver.ensure_running()
-
-
-def await_forkserver() -> None:
-    """Wait until trials can be forked.
-
-    Raises:
-        LzsweepError: the imports failed; the forkserver itself swallows their errors.
-    """
-    context = multiprocessing.get_context("forkserver")
-    process = context.Process(target=prove_preloaded, name="proof of the imports")
-    process.start()
-    process.join()
-    if process.exitcode != 0:
-        raise LzsweepError(
-            "a trial's process must have torch and Lightning imported, but the imports failed;"
-            f" see why: {sys.executable} -c 'import lzsweep.sweep.preload'"
-        )
 
 
 def join(cfg: DictConfig) -> None:
@@ -166,10 +159,26 @@ class Worker:
             )
             if claim is not None:
                 self._train_or_tell(claim, slot)
-            elif self._patiently(self._study.stopped) or self._patiently(self._study.is_done):
+            elif not self._await_claimable():
                 return
-            else:
-                self._stopping.wait(IDLE_S)
+
+    def _await_claimable(self) -> bool:
+        """Wait, without the study's lock, for something to claim; False if nothing will come."""
+        while not self._stopping.is_set():
+            seen = self._patiently(self._study.open_rows)
+            if self._patiently(self._study.may_claim, self._space):
+                return True
+            if self._patiently(self._study.stopped) or self._patiently(self._study.is_done):
+                return False
+            self._idle(seen)
+        return False
+
+    def _idle(self, seen: OpenRows) -> None:
+        """Wait until the study's open rows are others than those seen, or for some seconds."""
+        give_up = time.monotonic() + random.uniform(*CLAIM_S)
+        while time.monotonic() < give_up and not self._stopping.wait(random.uniform(*LOOK_S)):
+            if self._patiently(self._study.open_rows) != seen:
+                return
 
     def _train_or_tell(self, claim: Claim, slot: Slot) -> None:
         """Train; whatever stands in the way is this trial's failure, not the worker's."""
@@ -190,33 +199,101 @@ class Worker:
         trial = claim.trial
         config = self._compose(trial)
         folder = self._folder / str(trial.number)
-        folder.mkdir(parents=True, exist_ok=True)
-        if self._recorder:
-            self._recorder.start(
-                folder,
-                name=run_name(trial),
-                params=trial.params,
-                tags={
-                    "lzsweep.study": self._study.name,
-                    "lzsweep.trial": str(trial.number),
-                    "lzsweep.attempt": str(trial.attempt),
-                    "lzsweep.worker": self._name,
-                },
-                config=OmegaConf.to_yaml(OmegaConf.create(config)),
-                parent_run_id=self._record.parent_run_id,
-            )
-        self._finish(claim, self._follow(claim, slot, folder, config), folder)
+        self._begin(folder, trial, config)
+        if self._record.seeds == 1:
+            end = self._follow(claim, slot, folder, config)
+        else:
+            end = self._follow_seeds(claim, slot, folder, config["seed"])
+        self._finish(claim, end, folder)
 
-    def _compose(self, trial: Trial) -> dict[str, Any]:
+    def _begin(
+        self, folder: Path, trial: Trial, config: dict[str, Any], seed: int | None = None
+    ) -> None:
+        """Make the folder and begin the run of a trial, or of one of its seeds below it."""
+        folder.mkdir(parents=True, exist_ok=True)
+        if not self._recorder:
+            return
+        tags = {
+            "lzsweep.study": self._study.name,
+            "lzsweep.trial": str(trial.number),
+            "lzsweep.attempt": str(trial.attempt),
+            "lzsweep.worker": self._name,
+        }
+        self._recorder.start(
+            folder,
+            name=run_name(trial, seed),
+            params=trial.params if seed is None else {**trial.params, "seed": seed},
+            tags=tags if seed is None else {**tags, "lzsweep.seed": str(seed)},
+            config=OmegaConf.to_yaml(OmegaConf.create(config)),
+            parent_run_id=self._record.parent_run_id if seed is None else None,
+            parent_folder=None if seed is None else folder.parent,
+        )
+
+    def _compose(self, trial: Trial, seed: int | None = None) -> dict[str, Any]:
         with self._composing:  # Hydra's registries are not made for threads
             overrides = [*self._record.fixed, *to_overrides(trial.params)]
-            return compose(self._loader, overrides, self._record.config_name)
+            last = [] if seed is None else [f"seed={seed}"]
+            return compose(self._loader, [*overrides, *last], self._record.config_name)
 
-    def _follow(self, claim: Claim, slot: Slot, folder: Path, config: dict[str, Any]) -> End:
+    def _follow_seeds(self, claim: Claim, slot: Slot, folder: Path, first: int) -> End:
+        """Train a trial with one seed after the other; those complete are not trained again."""
+        trial = claim.trial
+        done = {result.seed: result for result in trial.seeds}
+        seeds = range(first, first + self._record.seeds)
+        for seed in (s for s in seeds if s not in done):
+            if self._stopping.is_set():
+                return End("stopped")
+            own = seed_folder(folder, seed)
+            config = self._compose(trial, seed)
+            self._begin(own, trial, config, seed)
+            end = self._follow(claim, slot, own, config, seed)
+            if self._recorder:
+                self._recorder.end(
+                    own,
+                    SEED_STATUS[end.kind],
+                    tags={"lzsweep.state": end.kind, "lzsweep.reason": end.reason},
+                    artifacts={WEIGHTS_FILE: ""},  # the trial's run has the best checkpoint
+                )
+            if end.kind != "complete" or end.values is None:
+                end = cut_short(end, seed, list(done.values()))
+                if end.kind not in ("stopped", "killed"):
+                    self._conclude(folder, done, begun=[*done, seed], last={})
+                return end
+            done[seed] = SeedResult(seed, end.values, end.metrics or {}, end.train_s)
+            self._patiently(self._study.keep_seed, claim, done[seed])
+        end = sum_up([done[seed] for seed in seeds], self._record.metrics)
+        last = {k: v for k, v in (end.metrics or {}).items() if k.endswith("_sd")}
+        self._conclude(folder, done, begun=seeds, last=last)
+        return end
+
+    def _conclude(
+        self,
+        folder: Path,
+        done: Mapping[int, SeedResult],
+        begun: Sequence[int],
+        last: Mapping[str, float],
+    ) -> None:
+        """Give a trial's folder and run what its seeds have found."""
+        sign = 1 if self._record.directions[0] == "minimize" else -1
+        best = min(done, key=lambda seed: sign * done[seed].values[0], default=begun[-1])
+        lend_best(folder, seed_folder(folder, best))
+        if self._recorder:
+            write_means(folder, [seed_folder(folder, seed) for seed in begun], last)
+
+    def _follow(
+        self,
+        claim: Claim,
+        slot: Slot,
+        folder: Path,
+        config: dict[str, Any],
+        seed: int | None = None,
+    ) -> End:
         record = self._record
 
         def answer(report: Report) -> Word:
-            is_bad = self._patiently(self._study.report, claim, report.rung, *report.values)
+            is_bad = self._patiently(
+                self._study.report, claim, report.rung, *report.values, seed=seed
+            )
             return "prune" if is_bad else "go on"
 
         spec = Spec(
@@ -316,7 +393,9 @@ class Worker:
             _logger.warning("trial %d goes on: its %s", trial.number, reason)
         elif self._recorder:
             tags = {"lzsweep.state": "error", "lzsweep.reason": reason}
-            self._recorder.end(self._folder / str(trial.number), "FAILED", tags=tags)
+            folder = self._folder / str(trial.number)
+            for run in (*open_seeds(folder), folder):
+                self._recorder.end(run, "FAILED", tags=tags)
 
     def _patiently(self, call: Callable[..., _T], *args: Any, **kwargs: Any) -> _T:
         """Call the study, waiting out a lost database."""
@@ -356,10 +435,10 @@ class Worker:
                 signal.signal(number, handler)
 
 
-def run_name(trial: Trial) -> str:
-    """The run's name in MLflow: `#012 big lr=0.0034`."""
+def run_name(trial: Trial, seed: int | None = None) -> str:
+    """The run's name in MLflow: `#012 big lr=0.0034`, for one of its seeds `... seed=3`."""
     parts = [str(v) if isinstance(v, str) else f"{k}={_short(v)}" for k, v in trial.params.items()]
-    return " ".join([f"#{trial.number:03d}", *parts])
+    return " ".join([f"#{trial.number:03d}", *parts, *([] if seed is None else [f"seed={seed}"])])
 
 
 def _short(value: object) -> str:

@@ -4,7 +4,8 @@
 processes may write side by side (a trial its metrics, its worker the system metrics):
 
     {"type": "start", "time": ms, "run": {"key", "shared", "experiment", "name", "params",
-                                          "tags", "parent_run_id"}}
+                                          "tags", "parent_run_id",
+                                          "parent_folder": relative to FOLDER}}
     {"type": "metrics", "time": ms, "step": int, "values": {name: float | "nan" | "inf" | "-inf"}}
     {"type": "params", "params": {}}            {"type": "tags", "tags": {}}
     {"type": "artifact", "path": absolute or relative to FOLDER, "artifact_path": ""}
@@ -75,6 +76,7 @@ class Journal:
         params: Mapping[str, object] | None = None,
         tags: Mapping[str, str] | None = None,
         parent_run_id: str | None = None,
+        parent_folder: Path | None = None,
         key: str | None = None,
     ) -> None:
         """Begin the run, or take it up again where the journal already holds one.
@@ -86,6 +88,7 @@ class Journal:
                 `lzsweep.param_drift.<name>`, for MLflow never changes a param.
             tags: Added to the user and the program, which are noted here.
             parent_run_id: The MLflow run under which this one is shown.
+            parent_folder: The folder of that run's journal, where nobody may know its id yet.
             key: What identifies the run on the server where the folder does not; two journals
                 of one key write into one run. By default this journal has a run of its own.
         """
@@ -101,6 +104,7 @@ class Journal:
             "params": _texts(params or {}),
             "tags": _origin_tags() | _texts(tags or {}),
             "parent_run_id": parent_run_id,
+            "parent_folder": parent_folder and os.path.relpath(parent_folder, self.folder),
         }
         self._append({"type": kind, "time": self._now_ms(), "run": run})
         summary.status = "RUNNING"

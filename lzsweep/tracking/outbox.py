@@ -134,8 +134,8 @@ class _Outbox:
             raise Blocked(str(e)) from e
 
     def _send_records(self, client: MlflowClient) -> Turn:
-        if self._state.run_id is None and not self._open_run(client):
-            return "done"
+        if self._state.run_id is None and (turn := self._open_run(client)):
+            return turn
         batch: list[Metric] = []
         n_sent, end = 0, self._state.offset
         for record, offset in read_records(self._path, self._state.offset):
@@ -161,11 +161,18 @@ class _Outbox:
         self._save(offset=end)
         return "done"
 
-    def _open_run(self, client: MlflowClient) -> bool:
+    def _open_run(self, client: MlflowClient) -> Turn | None:
+        """Find or make the run; None when it is there, else how this turn ends."""
         start = next((r for r, _ in read_records(self._path) if r.get("type") == "start"), None)
         if start is None:
-            return False
+            return "done"
         run, state = start["run"], self._state
+        if above := run.get("parent_folder"):
+            # Its id is known once its own journal was begun to be delivered.
+            parent = self._folder / above
+            if run_id_of(parent) is None and take_turn(parent, self._uri) == "busy":
+                return "busy"
+            start = {**start, "run": {**run, "parent_run_id": run_id_of(parent)}}
         try:
             experiment = experiment_id(client, self._uri, fit_text(run["experiment"]))
             with alone(self._uri) if run["shared"] else nullcontext():
@@ -181,7 +188,7 @@ class _Outbox:
         except Refused as e:
             raise Blocked(str(e)) from e
         self._save(durable=True)
-        return True
+        return None
 
     def _end_run(self, client: MlflowClient, status: str, ms: int) -> None:
         if self._state.doubtful:

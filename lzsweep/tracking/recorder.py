@@ -46,6 +46,7 @@ class Recorder:
         tags: Mapping[str, str],
         config: str,
         parent_run_id: str | None = None,
+        parent_folder: Path | None = None,
     ) -> None:
         """Begin the run of a folder, or take it up again.
 
@@ -55,7 +56,8 @@ class Recorder:
             params: what is compared.
             tags: besides those that say which code ran where.
             config: the resolved configuration as YAML, uploaded once.
-            parent_run_id: the study's run.
+            parent_run_id: the run above this one.
+            parent_folder: or its folder, where its id is not known yet.
 
         Raises:
             OSError: the folder cannot be written, so nothing could be trained in it either.
@@ -68,6 +70,7 @@ class Recorder:
                 params=params,
                 tags={**code_version(), **tags, "lzsweep.folder": str(folder)},
                 parent_run_id=parent_run_id,
+                parent_folder=parent_folder,
             )
             if is_new:
                 (folder / CONFIG_NAME).write_text(redact(config))

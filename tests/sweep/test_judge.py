@@ -12,9 +12,8 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 
-from lzsweep.sweep import judge as judge_module
 from lzsweep.sweep.judge import Judge
 from lzsweep.sweep.trial import Link, Pruned, Report
 from lzsweep.train.checkpoint import Checkpoints
@@ -25,26 +24,26 @@ N_BATCHES = 4
 class Counting(pl.LightningModule):
     """Its objective is the number of optimizer steps, so that a value tells when it was found."""
 
-    def __init__(self, batch_size: int = 10, n_batches: float = N_BATCHES) -> None:
+    def __init__(self, batch_size: int = 10) -> None:
         super().__init__()
         self.weight = torch.nn.Parameter(torch.zeros(1))
         self.batch_size = batch_size
-        self.automatic_optimization = True
 
-    def training_step(self, batch: Tensor) -> Tensor:
-        return (self.weight * batch).sum()
+    def training_step(self, batch: list[Tensor]) -> Tensor:
+        return (self.weight * batch[0]).sum()
 
-    def validation_step(self, batch: Tensor) -> None:
+    def validation_step(self, batch: list[Tensor]) -> None:
         self.log("val/loss", float(self.global_step))
 
     def configure_optimizers(self) -> Any:
         return torch.optim.SGD(self.parameters(), lr=0.0)
 
     def train_dataloader(self) -> Any:
-        return DataLoader(torch.ones(N_BATCHES * self.batch_size), batch_size=self.batch_size)
+        data = TensorDataset(torch.ones(N_BATCHES * self.batch_size))
+        return DataLoader(data, batch_size=self.batch_size)
 
     def val_dataloader(self) -> Any:
-        return DataLoader(torch.ones(1))
+        return DataLoader(TensorDataset(torch.ones(1)))
 
 
 class Worker:
@@ -119,7 +118,7 @@ def test_positions_count_alike_whatever_the_batch_size() -> None:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
     now = [1000.0]
-    monkeypatch.setattr(judge_module.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr("lzsweep.sweep.judge.time.monotonic", lambda: now[0])
 
     def advance(seconds: float) -> None:
         now[0] += seconds

@@ -84,7 +84,9 @@ def test_one_objective_is_judged_as_optuna_itself_does(make: Any) -> None:
     verdicts = []
     for start in starts:
         trial = study.ask()
-        n, vectors, noted, is_bad = trial.number, {}, {}, False
+        n, is_bad = trial.number, False
+        vectors: dict[int, tuple[float, ...]] = {}
+        noted: dict[str, int] = {}
         for rung in range(1, 9):
             value = start - rung / 10 * (n % 3 - 1)  # falls, stays or rises
             trial.report(value, rung)

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import requests
+from filelock import FileLock
 
 from lzsweep.errors import TrackingError
 from lzsweep.tracking import outbox
@@ -345,3 +346,20 @@ def test_sync_delivers_what_lies_below_a_folder(sqlite_uri: str, tmp_path: Path)
 def test_folder_without_a_journal_is_delivered(sqlite_uri: str, tmp_path: Path) -> None:
     assert deliver(tmp_path, sqlite_uri)
     assert run_id_of(tmp_path) is None
+
+
+def test_a_parent_known_by_its_folder_is_delivered_first(uri: str, tmp_path: Path) -> None:
+    trial = tmp_path / "0"
+    with Journal(trial) as journal:
+        journal.start(experiment="nested", name="trial")
+    seed = write_run(trial / "seed1", experiment="nested", parent_folder=trial)
+    with FileLock(trial / "delivery.lock"):  # another process is at the parent
+        assert not deliver(seed, uri)
+        assert run_id_of(seed) is None
+    moved = shutil.move(tmp_path / "0", tmp_path / "elsewhere")
+    assert deliver(moved / "seed1", uri)
+    tags = the_run(uri, moved / "seed1").data.tags
+    assert tags["mlflow.parentRunId"] == run_id_of(moved)
+    assert len(points(uri, moved / "seed1", "lr")) == 10
+    assert deliver(moved, uri)
+    assert len(runs_of(uri, "nested")) == 2
