@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-NAMES = ("list", "status", "best", "watch", "stop", "resume", "sync", "export", "data")
+NAMES = ("list", "status", "best", "watch", "stop", "resume", "rerun", "sync", "export", "data")
 """What may be the first word of a command line."""
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -34,6 +34,8 @@ def run_command(arguments: Sequence[str]) -> int:
     """Run a subcommand and return its exit code; typer itself words what is wrong with usage."""
     if arguments[0] == "data":
         from lzsweep.commands import data  # noqa: F401
+    elif arguments[0] == "rerun":
+        from lzsweep.commands import rerun  # noqa: F401
     elif arguments[0] == "export":
         from lzsweep.commands import export  # noqa: F401
     else:

@@ -41,7 +41,7 @@ LOG_LINES = 30
 )
 def list_command(storage: Storage = SQLITE, format: Output = Format.table) -> None:
     """List the studies of a database, newest first."""
-    _must_exist(storage)
+    must_exist(storage)
     studies = list_studies(storage)
     data = [
         {
@@ -80,7 +80,7 @@ def status(
     format: Output = Format.table,
 ) -> None:
     """Show the trials of a study: state, parameters, values, learning curve, folder."""
-    _must_exist(storage)
+    must_exist(storage)
     opened = open_study(storage, study)
     if trial is not None:
         _show_trial(opened, trial, format)
@@ -103,7 +103,7 @@ def status(
 @app.command(epilog="Examples:  lzsweep best demo   |   lzsweep best demo --format json")
 def best(study: Name, storage: Storage = SQLITE, format: Output = Format.table) -> None:
     """Show the best trial (or the Pareto front) and the command that trains it again."""
-    _must_exist(storage)
+    must_exist(storage)
     opened = open_study(storage, study)
     if format is Format.json:
         print_json(describe_best(opened))
@@ -165,7 +165,7 @@ def _show_trial(study: Study, number: int, format: Format) -> None:
 @app.command(epilog="Examples:  lzsweep watch demo   |   lzsweep watch demo > progress.log")
 def watch(study: Name, storage: Storage = SQLITE) -> None:
     """Show live how a study goes, whoever started it, until it ends; Ctrl-C only leaves."""
-    _must_exist(storage)
+    must_exist(storage)
     opened = open_study(storage, study)
     with show_progress(opened, make_console()):
         while not (opened.is_done() or opened.stopped()):
@@ -175,7 +175,7 @@ def watch(study: Name, storage: Storage = SQLITE) -> None:
 @app.command(epilog="Examples:  lzsweep stop demo   |   lzsweep stop demo && lzsweep resume demo")
 def stop(study: Name, storage: Storage = SQLITE) -> None:
     """Stop a study wherever it runs: its trials write checkpoints, `resume` goes on from there."""
-    _must_exist(storage)
+    must_exist(storage)
     opened = open_study(storage, study)
     if opened.is_done():
         print(f"study {study} is complete; there is nothing to stop")
@@ -195,7 +195,7 @@ def resume(
     storage: Storage = SQLITE,
 ) -> None:
     """Go on with a study: the command that began it, typed again in its folder."""
-    _must_exist(storage)
+    must_exist(storage)
     record = open_study(storage, study).record
     if not Path(record.cwd).is_dir():
         raise UserError(f"a study is resumed where it began, but the folder {record.cwd} is gone")
@@ -205,7 +205,7 @@ def resume(
     os.execv(sys.executable, [sys.executable, "-m", "lzsweep", *command])
 
 
-def _must_exist(storage: str) -> None:
+def must_exist(storage: str) -> None:
     # Opening would create an empty database, and a typo would leave a file behind.
     path = storage.removeprefix("sqlite:///")
     if path != storage and not Path(path).exists():

@@ -38,11 +38,12 @@ from lzsweep.train.source import check_init_from
 
 def check_sweep(
     cfg: DictConfig, space: Space, loader: ConfigLoaderImpl, *, is_basic: bool
-) -> Mapping[str, Any]:
+) -> list[dict[str, Any]]:
     """Check everything that can be checked without training.
 
     Returns:
-        The composed configuration of the first point, plain and resolved.
+        Composed configurations, plain and resolved, that hold each choice once; the first of them
+        is the first point's.
 
     Raises:
         ConfigError: all problems at once.
@@ -82,7 +83,7 @@ def check_sweep(
             check_server(cfg.tracking.uri)
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)))
-    return configs[0]
+    return configs
 
 
 @contextmanager

@@ -33,6 +33,7 @@ from lzsweep.sweep.report import (
     make_console,
     overhead_s,
     show_params,
+    show_seeds,
     write_best,
 )
 from lzsweep.sweep.seeds import log_of
@@ -42,6 +43,7 @@ from lzsweep.sweep.study import Study, create_study, find_study
 from lzsweep.tracking.client import redact, resolve_uri
 from lzsweep.tracking.recorder import has_recorder
 from lzsweep.tracking.runs import COMMIT_TAG, close_parent, code_version, open_parent
+from lzsweep.train.run import data_version
 
 N_TRIALS = 20
 """The budget where nothing says otherwise and the space is no grid."""
@@ -78,8 +80,8 @@ class Controller:
         space = parse_space(arguments, cfg.study.space, loader)
         live = make_loader(sources(loader))
         with self._console.status("checking the configuration, the data and the servers"):
-            base = check_sweep(cfg, space, live, is_basic=self._is_basic)
-            study = self._open(cfg, space, base)
+            configs = check_sweep(cfg, space, live, is_basic=self._is_basic)
+            study = self._open(cfg, space, configs)
         if study.is_done():
             n_finished = sum(t.is_finished for t in study.trials())
             why = study.spent() or "raise study.n_trials for more"
@@ -91,7 +93,8 @@ class Controller:
             self._launch(study, space)
         self._sum_up(study)
 
-    def _open(self, cfg: DictConfig, space: Space, base: Mapping[str, Any]) -> Study:
+    def _open(self, cfg: DictConfig, space: Space, configs: Sequence[Mapping[str, Any]]) -> Study:
+        base = configs[0]
         settings = _settings(space, base, cfg.study)
         fingerprint = hashlib.blake2b(json.dumps(settings).encode(), digest_size=16).hexdigest()
         choice = cfg.hydra.runtime.choices.get("sweeps") or "sweep"
@@ -123,6 +126,7 @@ class Controller:
             resource=cfg.study.resource,
             rung=float(cfg.study.rung or 1.0),
             seeds=cfg.study.seeds,
+            data={k: v for c in configs for k, v in data_version(c["data"]).items()},
         )
         study, is_new = create_study(
             cfg.study.storage,
@@ -132,6 +136,7 @@ class Controller:
             given=_given(cfg.study),
         )
         _check_place(study, redact(uri))
+        _warn_of_other_data(study, record.data)
         if has_recorder(cfg.logger) and not study.is_done():
             study.set_parent_run(
                 open_parent(
@@ -209,7 +214,13 @@ class Controller:
                 f"{m}={v:.4f}"
                 for m, v in zip(study.record.metrics, trial.values or (), strict=True)
             )
-            self._say(f"best: #{trial.number} {values} {show_params(trial.params)}")
+            words = (
+                f"best: #{trial.number}",
+                values,
+                show_params(trial.params),
+                show_seeds(trial),
+            )
+            self._say(" ".join(filter(None, words)))
             if top1 := trial.metrics.get("val/policy_top1"):
                 chance = top1 * N_MOVES
                 self._say(
@@ -284,6 +295,12 @@ def _check_place(study: Study, tracking_uri: str) -> None:
     before, now = record.code.get(COMMIT_TAG), code_version().get(COMMIT_TAG)
     if before != now:
         _logger.warning("the study began with code %s, this is code %s", before, now)
+
+
+def _warn_of_other_data(study: Study, now: Mapping[str, str]) -> None:
+    before = study.record.data
+    if any(before.get(name) != version for name, version in now.items()):
+        _logger.warning("the games are not those with which study %s began", study.name)
 
 
 def _question(study: Study) -> str:

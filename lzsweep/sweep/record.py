@@ -7,7 +7,7 @@ first row. Kept in the row of an attempt, each written by the worker that owns i
     user attribute   `rung 3`  {seed or "": [objectives at rung 3]}; only for several of either
     user attribute   `seeds`   {seed: {"values", "metrics", "train_s"}} of those complete
     user attribute   `noted`   {what the pruner noted there: rung}
-    user attribute   `claim`   {"host", "boot", "pid", "born", "worker", "share"}
+    user attribute   `claim`   {"host", "boot", "pid", "born", "worker", "share", "threads"}
     user attribute   `end`     {"kind", "reason", "metrics", "train_s", "run_id"}
 """
 
@@ -63,6 +63,7 @@ class Trial:
     train_s: float | None
     worker: str | None
     row: int = field(repr=False)  # Optuna's id of the latest attempt
+    threads: int = 0
     seeds: tuple[SeedResult, ...] = ()  # where there are several: those complete
 
     @property
@@ -91,6 +92,7 @@ class Record:
     resource: Resource = "epochs"
     rung: float = 1.0
     seeds: int = 1
+    data: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Record:
@@ -135,6 +137,7 @@ def trial_of(row: FrozenTrial) -> Trial:
         train_s=end.get("train_s"),
         worker=claim.get("worker"),
         row=row._trial_id,
+        threads=claim.get("threads", 0),
         seeds=tuple(
             SeedResult(int(seed), tuple(found["values"]), found["metrics"], found["train_s"])
             for seed, found in row.user_attrs.get("seeds", {}).items()

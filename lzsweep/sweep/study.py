@@ -166,7 +166,9 @@ class Study:
                     )
                 )
 
-    def claim(self, space: Space, worker: str, share: float = 1.0) -> Claim | None:
+    def claim(
+        self, space: Space, worker: str, share: float = 1.0, threads: int = 0
+    ) -> Claim | None:
         """Take the next attempt to train, or None when there is none right now.
 
         Retries go first: they belong to trials that are counted already. A new point is taken
@@ -176,6 +178,7 @@ class Study:
             space: what is searched.
             worker: name of the slot that claims, for people.
             share: the part of a device that the slot is.
+            threads: CPU threads of the slot, by which a training repeats exactly.
         """
         with self.lock():
             trials = self.trials()
@@ -190,7 +193,8 @@ class Study:
             for name, distribution in space.parameters.items():
                 row._suggest(name, distribution)
             self.beat([row._trial_id])  # first, so that whoever has a claim has a heartbeat
-            row.set_user_attr("claim", {**this_process(), "worker": worker, "share": share})
+            place = {"worker": worker, "share": share, "threads": threads}
+            row.set_user_attr("claim", {**this_process(), **place})
             return Claim(trial_of(self._storage.get_trial(row._trial_id)), row._trial_id)
 
     def may_claim(self, space: Space, trials: Sequence[Trial] | None = None) -> bool:

@@ -11,6 +11,7 @@ worker will take the trial up. The exclusive lock on the folder keeps two attemp
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import signal
@@ -211,4 +212,6 @@ def _take_over_output(log: Path) -> None:
     os.dup2(file, 1)
     os.dup2(file, 2)
     os.close(file)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # what a killed process said is wanted most
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")

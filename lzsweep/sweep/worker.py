@@ -155,7 +155,11 @@ class Worker:
         """One slot's life: claim and train until there is nothing left to wait for."""
         while not self._stopping.is_set():
             claim = self._patiently(
-                self._study.claim, self._space, f"{self._name}/{slot.number}", slot.share
+                self._study.claim,
+                self._space,
+                f"{self._name}/{slot.number}",
+                slot.share,
+                slot.threads,
             )
             if claim is not None:
                 self._train_or_tell(claim, slot)

@@ -34,6 +34,8 @@ from lzsweep.tracking.outbox import run_id_of
 
 COMMIT_TAG = "mlflow.source.git.commit"
 """MLflow's own tag of the code's version."""
+DIRTY_TAG = "lzsweep.git.dirty"
+"""Whether the code had changes that no commit has."""
 
 _CONNECT_S = 3.05
 _ANSWER_S = 6.0
@@ -225,10 +227,10 @@ def _git_tags(checkout: Path) -> dict[str, str]:
         ).stdout
     except (OSError, subprocess.SubprocessError):
         return {}
-    tags = {"lzsweep.git.dirty": "false"}
+    tags = {DIRTY_TAG: "false"}
     for line in output.splitlines():
         if line.startswith("# branch.oid "):
             tags[COMMIT_TAG] = line.split()[-1]
         elif not line.startswith("#"):
-            tags["lzsweep.git.dirty"] = "true"
+            tags[DIRTY_TAG] = "true"
     return tags

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +23,8 @@ from lzsweep.tracking.runs import check_server
 from lzsweep.train.build import ensure_store, find_store
 from lzsweep.train.source import check_init_from
 from lzsweep.train.store import Store
+
+GO_DATA = "lzsweep.train.data.GoData"
 
 
 def run(cfg: DictConfig) -> float | list[float]:
@@ -42,17 +46,52 @@ def run(cfg: DictConfig) -> float | list[float]:
     check_init_from(plain["network"])
     if news := prepare_data(plain["data"]):
         print(news)
-    with _recorded(plain, folder, list(hydra.overrides.task), job=_job(hydra)):
-        from lzsweep.train.fit import train  # torch and Lightning: tens of seconds
+    overrides = list(hydra.overrides.task)
+    name = f"{_job(hydra)}{' '.join(overrides)}" or "defaults"
+    metrics = train_recorded(plain, folder, name=name, params=_params(overrides))
+    values = objectives_of(metrics, objectives(plain["objective"])[0])
+    return values[0] if len(values) == 1 else list(values)
 
-        metrics = train(plain, folder=folder)
-    for name in sorted(metrics):
-        print(f"{name:24} {metrics[name]:.4f}")
+
+def train_recorded(
+    config: dict[str, Any],
+    folder: Path,
+    *,
+    name: str,
+    params: Mapping[str, object],
+    tags: Mapping[str, str] | None = None,
+    threads: int = 0,
+) -> dict[str, float]:
+    """Train in a folder, as a run of its own, and print what came of it.
+
+    Args:
+        config: plain and resolved.
+        folder: of the run.
+        name: of the run in MLflow.
+        params: what is compared there.
+        tags: of the run.
+        threads: CPU threads that torch may use; 0 leaves the number to torch.
+
+    Returns:
+        All metrics.
+    """
+    with _recorded(config, folder, name, params, tags or {}):
+        import torch  # with Lightning: tens of seconds
+
+        from lzsweep.train.fit import train
+
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads or before)
+        try:
+            metrics = train(config, folder=folder)
+        finally:
+            torch.set_num_threads(before)
+    for metric in sorted(metrics):
+        print(f"{metric:24} {metrics[metric]:.4f}")
     print(f"checkpoints: {folder / 'checkpoints'}")
     if (folder / WEIGHTS_FILE).exists():
         print(f"play with it: leelaz -w {folder / WEIGHTS_FILE}")
-    values = objectives_of(metrics, objectives(plain["objective"])[0])
-    return values[0] if len(values) == 1 else list(values)
+    return metrics
 
 
 def prepare_data(data: Mapping[str, Any]) -> str:
@@ -67,9 +106,9 @@ def prepare_data(data: Mapping[str, Any]) -> str:
     Raises:
         DataError: no game there can be used.
     """
-    if data.get("_target_") != "lzsweep.train.data.GoData":
+    if data.get("_target_") != GO_DATA:
         return ""
-    chosen = {key: data[key] for key in ("kind", "strict", "filter") if key in data}
+    chosen = _chosen(data)
     is_new = not find_store(data["path"], data["cache_dir"], **chosen).exists()
     info = Store.open(ensure_store(data["path"], data["cache_dir"], **chosen)).info
     if not is_new:
@@ -80,6 +119,29 @@ def prepare_data(data: Mapping[str, Any]) -> str:
         for reason, n in info["drops"].items()
     ]
     return "\n".join(lines)
+
+
+def data_version(data: Mapping[str, Any]) -> dict[str, str]:
+    """What a `data` node asks for -> the hash of the games that it finds there now.
+
+    Nothing for a user's own `_target_`, whose data nobody here knows.
+
+    Raises:
+        DataError: the games are not there.
+    """
+    if data.get("_target_") != GO_DATA:
+        return {}
+    chosen = _chosen(data)
+    store = find_store(data["path"], data["cache_dir"], **chosen)
+    version = store.stem
+    if str(data["path"]).endswith(".store"):  # named by whoever made it
+        sections = json.dumps(Store.open(store).info["sections"], sort_keys=True)
+        version = hashlib.blake2b(sections.encode(), digest_size=16).hexdigest()
+    return {json.dumps({"path": data["path"], **chosen}, sort_keys=True): version}
+
+
+def _chosen(data: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: data[key] for key in ("kind", "strict", "filter") if key in data}
 
 
 def objectives_of(metrics: Mapping[str, float], names: Sequence[str]) -> tuple[float, ...]:
@@ -102,7 +164,11 @@ def _job(hydra: Any) -> str:
 
 @contextmanager
 def _recorded(
-    config: dict[str, Any], folder: Path, overrides: list[str], job: str
+    config: dict[str, Any],
+    folder: Path,
+    name: str,
+    params: Mapping[str, object],
+    tags: Mapping[str, str],
 ) -> Iterator[None]:
     """Record the body as an MLflow run, if the logger is ours: journal, delivery, true status."""
     tracking = config["tracking"]
@@ -113,9 +179,9 @@ def _recorded(
     recorder = Recorder(**tracking)
     recorder.start(
         folder,
-        name=f"{job}{' '.join(overrides)}" or "defaults",
-        params=_params(overrides),
-        tags={},
+        name=name,
+        params=params,
+        tags=tags,
         config=OmegaConf.to_yaml(OmegaConf.create(config)),
     )
     recorder.watch(folder)

@@ -23,7 +23,8 @@ from optuna.trial import TrialState
 
 from lzsweep.sweep.budget import Budget
 from lzsweep.sweep.standing import Climb, judge, pruner_problem
-from lzsweep.sweep.study import Study, create_study
+from lzsweep.sweep.study import Study, create_study, open_study
+from tests.sweep.conftest import Cli, check_study
 from tests.sweep.test_study import LINE, make_record, must_claim, url  # noqa: F401
 from tests.sweep.test_study import postgres as postgres
 
@@ -192,3 +193,29 @@ def test_a_trial_of_several_seeds_is_pruned_by_their_mean(url: str) -> None:  # 
     assert not study.report(claim, 2, 1.5, seed=1)
     assert study.report(claim, 1, 4.5, seed=2), "the mean 3.0 is worse than the median 2.0"
     assert study.trials()[3].curve == {1: 3.0, 2: 1.5}
+
+
+@pytest.mark.slow
+def test_a_sweep_prunes_what_the_front_dominates(cli: Cli, work: Path) -> None:
+    cli.sweep(
+        "study.name=f", "network=tiny", "lr=0.05,0.02,1e-9", "worker.slots=1",
+        "trainer.max_epochs=4", "trainer.val_check_interval=2",
+        "objective.metric=[val/loss_unweighted,val/policy_loss]",
+        "objective.direction=minimize", "hydra.sweeper.pruner.n_startup_trials=2",
+        "study.resource=positions", "study.rung=128",
+    )  # fmt: skip
+    status = check_study(cli, work, "f", 3)
+    assert [t["state"] for t in status["trials"]] == ["complete", "complete", "pruned"]
+    trials = open_study("sqlite:///lzsweep.db", "f").trials()
+    assert [list(t.curve) for t in trials] == [[1, 2, 3, 4], [1, 2, 3, 4], [1]]
+    assert "worse than the others at this rung" in trials[2].reason
+    code, out, err = cli("status", "f")
+    assert code == 0, err
+    assert "█" in out, "the first objective's curve is shown"
+    code, _, err = cli(
+        "-m", "study.name=g", "lr=0.1,0.2", "objective.metric=[val/loss,val/policy_loss]",
+        "objective.direction=minimize", "hydra/sweeper/pruner=threshold", "study.resource=steps",
+    )  # fmt: skip
+    assert code == 2
+    assert "their rank, which ThresholdPruner cannot; those that can: none, median" in err
+    assert "study.rung must say how many steps lie between two judgements" in err

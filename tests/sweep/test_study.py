@@ -269,3 +269,20 @@ def test_a_zombie_is_no_worker(url: str) -> None:
     (stale,) = study.stale()
     assert stale.number == 0
     process.join()
+
+
+def test_who_is_idle_needs_no_lock_and_sees_what_is_handed_over(url: str) -> None:
+    study, other = make_study(url, n_trials=1), make_study(url, n_trials=1)
+    assert study.may_claim(LINE)
+    claim = must_claim(study)
+    with other.lock():
+        assert not study.may_claim(LINE)
+        before = study.open_rows()
+        assert len(before) == 1
+        assert other.open_rows() == before
+    assert other.retry(claim.trial, "node lost", max_retries=3)
+    assert study.open_rows() != before
+    assert study.may_claim(LINE)
+    study.tell(must_claim(study), "complete", [0.1])
+    assert study.open_rows() == frozenset()
+    assert not study.may_claim(LINE)

@@ -356,7 +356,7 @@ def test_a_parent_known_by_its_folder_is_delivered_first(uri: str, tmp_path: Pat
     with FileLock(trial / "delivery.lock"):  # another process is at the parent
         assert not deliver(seed, uri)
         assert run_id_of(seed) is None
-    moved = shutil.move(tmp_path / "0", tmp_path / "elsewhere")
+    moved = Path(shutil.move(trial, tmp_path / "elsewhere"))
     assert deliver(moved / "seed1", uri)
     tags = the_run(uri, moved / "seed1").data.tags
     assert tags["mlflow.parentRunId"] == run_id_of(moved)

@@ -1,0 +1,29 @@
+"""A trial trained again from its record: `lzsweep rerun`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from lzsweep.commands import app
+from lzsweep.commands.study import SQLITE, Name, Storage, must_exist
+
+
+@app.command(
+    epilog="Examples:  lzsweep rerun demo --trial 3   |   lzsweep rerun demo --trial 3 --seed 2"
+)
+def rerun(
+    study: Name,
+    trial: Annotated[int, typer.Option(help="The trial to train again.")],
+    seed: Annotated[
+        int | None, typer.Option(help="Which of its seeds, with study.seeds; else the first.")
+    ] = None,
+    storage: Storage = SQLITE,
+) -> None:
+    """Train a trial again from its record, into a run of its own, and compare."""
+    must_exist(storage)
+    from lzsweep.sweep.rerun import train_again
+    from lzsweep.sweep.study import open_study
+
+    train_again(open_study(storage, study), trial, seed)
