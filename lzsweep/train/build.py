@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from lzsweep.errors import DataError
 from lzsweep.go.archive import content_digest, find_files
-from lzsweep.go.chunks import read_chunks
+from lzsweep.go.chunks import PLANE_BYTES, read_chunks
 from lzsweep.go.selection import Filter, select
 from lzsweep.go.sgf import FRAME_BYTES, Drop, Game, content_key, read_games
 from lzsweep.train.pieces import Piece, certain_policy, chunk_pieces, game_piece, pack_policy
@@ -39,6 +39,7 @@ from lzsweep.train.store import (
     VERSION,
     WIDTHS,
     Store,
+    pair_bytes,
 )
 
 BUNDLED = "bundled"
@@ -131,7 +132,7 @@ def find_store(
     if strict or limits:
         asked = json.dumps([key, strict, limits], sort_keys=True)
         key = hashlib.blake2b(asked.encode(), digest_size=16).hexdigest()
-    return Path(cache_dir).expanduser() / f"{key}.store"
+    return Path(cache_dir).expanduser() / f"{key}-{VERSION}.store"
 
 
 def build_store(
@@ -237,7 +238,7 @@ class _Writer:
         self._frames_crc = 0
         self._policies: _Policies | None = None
         file.seek(HEADER_BYTES)
-        self._add_frames(bytes(FRAME_BYTES))
+        self._add_frames(np.zeros(FRAME_BYTES, np.uint8))
 
     def drop(self, drop: Drop) -> None:
         self._drops[drop.reason] += 1
@@ -252,7 +253,8 @@ class _Writer:
             policy = certain_policy(piece.move) if piece.policy is None else piece.policy
             self._policies.add(policy)
         self._frame.append(piece.frame + np.uint32(self._n_frames))
-        self._add_frames(piece.frames)
+        boards = np.frombuffer(piece.frames, np.uint8).reshape(-1, 2, PLANE_BYTES)
+        self._add_frames(pair_bytes(boards))
         self._move.append(piece.move)
         self._flags.append(piece.flags)
         self._length.append(piece.length)
@@ -286,10 +288,10 @@ class _Writer:
                 sections[name] = self._section(name, _blocks(stream))
         _write_header(self._file, self._header(source, sections))
 
-    def _add_frames(self, frames: bytes) -> None:
-        self._file.write(frames)
-        self._frames_crc = zlib.crc32(frames, self._frames_crc)
-        self._n_frames += len(frames) // FRAME_BYTES
+    def _add_frames(self, frames: NDArray[np.uint8]) -> None:
+        self._file.write(frames.data)
+        self._frames_crc = zlib.crc32(frames.data, self._frames_crc)
+        self._n_frames += frames.size // FRAME_BYTES
 
     def _section(self, name: str, data: Iterable[bytes]) -> dict[str, Any]:
         self._file.seek(-self._file.tell() % ALIGNMENT, os.SEEK_CUR)

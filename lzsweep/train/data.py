@@ -26,11 +26,9 @@ from lzsweep.train.build import Paths, ensure_store
 from lzsweep.train.decode import (
     HISTORY,
     HISTORY_SHIFT,
+    N_PAIRS,
     N_PLANES,
     N_SYMMETRIES,
-    STONE_PLANES,
-    STONES_BYTES,
-    WHITE_TO_MOVE,
     Batch,
     Decoder,
     Packed,
@@ -57,7 +55,7 @@ class PolicyRows(NamedTuple):
 class Rows(NamedTuple):
     """A store's columns as tensors. Torch lacks unsigned types, so these are signed views."""
 
-    stones: Tensor  # uint8 [2 F, 46]: black's and white's stones of each frame
+    frames: Tensor  # uint8 [F, 92]
     position_frame: Tensor  # int32 [P]
     move: Tensor  # int16 [P]
     flags: Tensor  # uint8 [P]
@@ -80,7 +78,7 @@ class Rows(NamedTuple):
                     tensor(store.policy_values),
                 )
             return cls(
-                stones=tensor(store.frames.reshape(-1, STONES_BYTES)),
+                frames=tensor(store.frames),
                 position_frame=tensor(store.position_frame.view(np.int32)),
                 move=tensor(store.move.view(np.int16)),
                 flags=tensor(store.flags),
@@ -92,17 +90,13 @@ def gather(rows: Rows, pick: Pick) -> Packed:
     """Collect the packed rows of a batch: each position's frame and its history."""
     flags = rows.flags[pick.position]
     frame = rows.position_frame[pick.position].to(torch.int64) & 0xFFFFFFFF
-    age = torch.arange(HISTORY, device=flags.device)
+    age = torch.arange(HISTORY, device=flags.device)[:, None]
     # Before the game began the board was empty, as frame 0 is.
-    frames = torch.where(age <= (flags >> HISTORY_SHIFT)[:, None], frame[:, None] - age, 0)
-    own = (flags & WHITE_TO_MOVE).to(torch.int64)
-    colours = torch.stack([own, 1 - own], 1)
-    wanted = frames[:, None, :] * 2 + colours[:, :, None]
-    stones = rows.stones.index_select(0, wanted.view(-1))
+    wanted = torch.where(age <= flags >> HISTORY_SHIFT, frame - age, 0)
+    frames = rows.frames.index_select(0, wanted.view(-1)).view(HISTORY, -1, N_PAIRS, 2)
     move = rows.move[pick.position].to(torch.int64) & 0xFFFF
-    stones = stones.view(-1, STONE_PLANES, STONES_BYTES)
     policy = _gather_policy(rows.policy, pick.position.long()) if rows.policy else None
-    return Packed(stones, flags, move, pick.symmetry, policy)
+    return Packed(frames, flags, move, pick.symmetry, policy)
 
 
 def _gather_policy(rows: PolicyRows, position: Tensor) -> Policy:
@@ -333,7 +327,7 @@ class GoData(pl.LightningDataModule):
         trainer = self.trainer
         if self._resident and trainer is not None:
             device = trainer.strategy.root_device
-            if self._rows.stones.device != device:
+            if self._rows.frames.device != device:
                 self._rows = Rows.of(self.store, device)
         order = EpochOrder(
             self._splits[split],

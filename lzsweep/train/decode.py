@@ -1,10 +1,13 @@
-"""From packed boards to network input, vectorised in torch on whatever device holds the batch.
+"""From packed boards to network input, vectorised on whatever device holds the batch.
 
-A packed position is sixteen sets of stones of 46 bytes each (point k = y * 19 + x is bit k % 8 of
-byte k // 8): the side to move's at T, T-1 .. T-7, then the opponent's. Decoding transposes these
-bits, so that a byte holds one point of eight planes; applies one of the board's eight symmetries,
-which are then mere permutations of bytes; spreads the bits over the planes; and adds the two
-colour planes: `[B, 18, 19, 19]` as the engine sees them (leela-zero src/Network.cpp:935-966).
+A packed position is eight frames, of T, T-1 .. T-7, each 46 pairs of bytes: eight points of black,
+the same eight of white (point k = y * 19 + x is bit k % 8 of pair k // 8). Decoding transposes
+these bits, so that a pair of bytes, the code, holds one point's history; applies one of the board's
+eight symmetries, which are then mere permutations of codes; and looks up a point's 18 channels in a
+table of all codes: planes as the engine sees them (leela-zero src/Network.cpp:935-966).
+
+Looked up so, a point's channels lie side by side, as fast convolutions want them, and a batch is
+written once: boards know few histories, whose rows of the table stay in the fastest cache.
 
 Symmetries carry leelaz' numbers (Network.cpp:968-995): the new board at (x, y) shows the old one
 at a point found by: if s & 4 swap x and y; if s & 2 mirror x; if s & 1 mirror y.
@@ -12,24 +15,22 @@ at a point found by: if s & 4 swap x and y; if s & 2 mirror x; if s & 1 mirror y
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from lzsweep.go.board import BOARD_SIZE, N_MOVES, N_POINTS, PASS
 
 HISTORY = 8
-STONES_BYTES = 46
+N_PAIRS = 46
 N_SYMMETRIES = 8
-STONE_PLANES = 2 * HISTORY
-N_PLANES = STONE_PLANES + 2
-_GROUP = 8  # planes whose bits make a byte
-_N_GROUPS = STONE_PLANES // _GROUP
-_ROW_BYTES = 48  # a set of stones, filled up to whole 64-bit words
-_GROUP_BYTES = _GROUP * _ROW_BYTES
+N_PLANES = 2 * HISTORY + 2
+_BITS = 8
+_N_CODES = 2**16
 # Swapping blocks of 4x4, then 2x2, then 1x1 bits transposes 8x8 of them (Hacker's Delight, 7-3).
-_SWAPS = ((4, 0x0F0F0F0F0F0F0F0F), (2, 0x3333333333333333), (1, 0x5555555555555555))
+_SWAPS = ((4, 0x0F0F0F0F), (2, 0x33333333), (1, 0x55555555))
 
 WHITE_TO_MOVE = 1  # flag bit 0
 MOVER_WON = 2  # flag bit 1
@@ -44,9 +45,9 @@ class Policy(NamedTuple):
 
 
 class Packed(NamedTuple):
-    """Positions as they lie in the store; the first letter of a shape is B positions."""
+    """B positions as they lie in the store."""
 
-    stones: Tensor  # uint8 [B, 16, 46], the side to move's first; empty before the game began
+    frames: Tensor  # uint8 [8, B, 46, 2], the latest first; empty before the game began
     flags: Tensor  # uint8 [B]: white to move, side to move won, number of earlier frames
     move: Tensor  # int64 [B] in 0..361
     symmetry: Tensor  # uint8 [B]
@@ -56,7 +57,7 @@ class Packed(NamedTuple):
 class Batch(NamedTuple):
     """What the network trains on."""
 
-    planes: Tensor  # uint8 [B, 18, 19, 19], 0 or 1; a quarter of what float32 would take
+    planes: Tensor  # float32 [B, 18, 19, 19], 0 or 1; in memory a point's 18 lie side by side
     move: Tensor  # int64 [B], or the policy, float32 [B, 362]; turned with the board
     value: Tensor  # float32 [B]: +1 the side to move won, -1 it lost
 
@@ -77,23 +78,21 @@ def symmetry_table() -> Tensor:
 class _Tables(NamedTuple):
     """What `Decoder` looks up, on one device."""
 
-    source: Tensor  # int64 [8, 2 * 361] the transposed byte of each group and new point
+    channels: Tensor  # float32 [2 * 65536, 18] of each code, black to move, then white
+    bit: Tensor  # int32 [8, 361] where the new point's code comes from: which bit
+    pair: Tensor  # int32 [8, 361] of which pair of bytes
     new_move: Tensor  # int64 [8, 362] where a move on the old board lies on the new one
     old_move: Tensor  # int64 [8, 362] the inverse
-    shift: Tensor  # uint8 [8, 1]
 
 
 class Decoder:
-    """Turns `Packed` into `Batch`; holds its tables on every device that it has met."""
+    """Turns `Packed` into `Batch`; holds its tables, 9 MB, on every device that it has met."""
 
     def __init__(self) -> None:
         old_move = symmetry_table()
-        point = old_move[:, :N_POINTS]
-        # Transposed, bit k % 8 of byte k // 8 has become byte k // 8 of row k % 8.
-        byte = point % 8 * _ROW_BYTES + point // 8
-        source = torch.cat([byte + group * _GROUP_BYTES for group in range(_N_GROUPS)], 1)
-        shift = torch.arange(_GROUP, dtype=torch.uint8)[:, None]
-        tables = _Tables(source, old_move.argsort(dim=1), old_move, shift)
+        point = old_move[:, :N_POINTS].int()
+        bit, pair = point % _BITS, point // _BITS
+        tables = _Tables(_channel_table(), bit, pair, old_move.argsort(dim=1), old_move)
         self._tables = {torch.device("cpu"): tables}
 
     def _tables_on(self, device: torch.device) -> _Tables:
@@ -103,40 +102,58 @@ class Decoder:
         return self._tables[device]
 
     def __call__(self, packed: Packed) -> Batch:
-        tables = self._tables_on(packed.stones.device)
+        tables = self._tables_on(packed.flags.device)
         n = len(packed.flags)
         symmetry = packed.symmetry.long()
-        codes = _transpose(packed.stones).gather(1, tables.source[symmetry])
-        planes = codes.new_empty((n, N_PLANES, N_POINTS))
-        stones = planes[:, :STONE_PLANES].view(n, _N_GROUPS, _GROUP, N_POINTS)
-        grouped = codes.view(n, _N_GROUPS, 1, N_POINTS)
-        torch.bitwise_right_shift(grouped, tables.shift, out=stones)
-        stones &= 1
-        white = packed.flags & WHITE_TO_MOVE
-        planes[:, STONE_PLANES:] = torch.stack([1 - white, white], 1)[:, :, None]
+        first = torch.arange(0, n * N_PAIRS, N_PAIRS, dtype=torch.int32, device=symmetry.device)
+        source = (tables.bit * (n * N_PAIRS) + tables.pair).index_select(0, symmetry)
+        source += first[:, None]
+        codes = _transpose(packed.frames).index_select(0, source.view(-1))
+        # Codes are signed, for want of better in torch, so each side's half begins in its middle.
+        half = (packed.flags & WHITE_TO_MOVE).long() * _N_CODES + _N_CODES // 2
+        planes = _look_up(tables.channels, codes.view(n, N_POINTS) + half[:, None])
         if packed.policy is None:
             move = tables.new_move.view(-1)[symmetry * N_MOVES + packed.move]
         else:
             move = _spread_policy(packed.policy).gather(1, tables.old_move[symmetry])
         won = (packed.flags & MOVER_WON) != 0
-        board = (n, N_PLANES, BOARD_SIZE, BOARD_SIZE)
-        return Batch(planes.view(board), move, won.float() * 2 - 1)
+        board = planes.view(n, BOARD_SIZE, BOARD_SIZE, N_PLANES)
+        return Batch(board.permute(0, 3, 1, 2), move, won.float() * 2 - 1)
 
 
-def _transpose(stones: Tensor) -> Tensor:
-    """Return uint8 `[B, 2 * 384]`: byte p * 48 + k of a group is point 8 k + p of its planes."""
-    n = len(stones)
-    rows = stones.new_zeros((n * _N_GROUPS, _GROUP, _ROW_BYTES))
-    rows[..., :STONES_BYTES] = stones.view(n * _N_GROUPS, _GROUP, STONES_BYTES)
-    words = rows.view(torch.int64)
+def _channel_table() -> Tensor:
+    """Return float32 `[2 * 65536, 18]`: the channels of each code, in the order of signed ones."""
+    codes = np.arange(-_N_CODES // 2, _N_CODES // 2).astype("<i2")
+    pairs = codes.view(np.uint8).reshape(_N_CODES, 2)
+    bits = np.unpackbits(pairs, axis=1, bitorder="little").reshape(_N_CODES, 2, HISTORY)
+    table = np.zeros((2, _N_CODES, N_PLANES), np.float32)
+    table[0, :, :-2] = bits.reshape(_N_CODES, -1)
+    table[1, :, :-2] = bits[:, ::-1].reshape(_N_CODES, -1)  # one's own stones come first
+    table[0, :, -2] = table[1, :, -1] = 1
+    return torch.from_numpy(table).flatten(0, 1)
+
+
+def _transpose(frames: Tensor) -> Tensor:
+    """Return the codes, int16 `[8 * B * 46]`: bit by bit, then position by position."""
+    codes = frames.clone()
+    words: Any = codes.view(HISTORY, -1).view(torch.int32)
+    if words.device.type == "cpu":
+        words = words.numpy()  # the same memory, and half of torch's time for each step below
     for distance, mask in _SWAPS:
-        pairs = words.view(n * _N_GROUPS, -1, 2, distance, words.shape[-1])
-        first, second = pairs[:, :, 0], pairs[:, :, 1]
+        blocks = words.reshape(-1, 2, distance, words.shape[-1])
+        first, second = blocks[:, 0], blocks[:, 1]
         # The mask also takes away the sign that shifting draws in.
         swapped = ((first >> distance) ^ second) & mask
         second ^= swapped
         first ^= swapped << distance
-    return rows.view(n, _N_GROUPS * _GROUP_BYTES)
+    return codes.view(-1).view(torch.int16)
+
+
+def _look_up(table: Tensor, rows: Tensor) -> Tensor:
+    """Return these rows of the table; NumPy copies short ones faster than torch on a CPU."""
+    if table.device.type == "cpu":
+        return torch.from_numpy(np.take(table.numpy(), rows.numpy(), axis=0))
+    return table.index_select(0, rows.view(-1))
 
 
 def _spread_policy(policy: Policy) -> Tensor:

@@ -138,7 +138,7 @@ class LeelaZero(pl.LightningModule):
         self._step("test", batch)
 
     def _step(self, stage: str, batch: Batch) -> Tensor:
-        logits, value = self.network(batch.planes.float())
+        logits, value = self.network(batch.planes)
         policy_loss = trained_loss = F.cross_entropy(logits, batch.move)
         if self.label_smoothing and stage == "train":
             trained_loss = F.cross_entropy(

@@ -25,6 +25,7 @@ from lzsweep.train.store import (
     UNPLAYED,
     WHITE_TO_MOVE,
     Store,
+    part_bytes,
 )
 
 DAMAGED_RECORD = "damaged record"
@@ -35,7 +36,7 @@ _MAX_GAME = 2000  # positions; what goes on longer is no game, and must not be g
 class Piece:
     """Some whole games, G of them with N positions, in the shapes of the store."""
 
-    frames: bytes  # [F * 92]
+    frames: bytes  # [F * 92] black's stones, then white's
     frame: NDArray[np.uint32]  # [N] into these frames
     move: NDArray[np.uint16]  # [N]
     flags: NDArray[np.uint8]  # [N]
@@ -128,7 +129,7 @@ def game_records(store: Store, game: int) -> Records:
     age = np.arange(N_HISTORY)
     known = age <= (flags >> HISTORY_SHIFT)[:, None]
     frame = np.where(known, store.position_frame[rows].astype(np.int64)[:, None] - age, 0)
-    boards = store.frames[frame].reshape(len(move), N_HISTORY, 2, PLANE_BYTES)
+    boards = part_bytes(store.frames[frame])
     side: NDArray[np.uint8] = flags & np.uint8(WHITE_TO_MOVE)
     row = np.arange(len(move))
     planes = np.concatenate([boards[row, :, side], boards[row, :, 1 - side]], axis=1)

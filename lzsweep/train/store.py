@@ -9,8 +9,9 @@ File layout, little-endian:
     20  header: JSON, padded with blanks up to the first section
     ..  sections, each starting at a multiple of 64
 
-    frames          uint8  [F, 92]  board states: black's stones in 46 bytes, then white's; point k
-                                    (y * 19 + x) is bit k % 8 of byte k // 8. Frame 0 is empty
+    frames          uint8  [F, 92]  board states: 46 pairs of bytes, eight points of black and the
+                                    same eight of white; point k (y * 19 + x) is bit k % 8 of pair
+                                    k // 8. Frame 0 is empty
     position_frame  uint32 [P]      the frame in which the position's move is played
     move            uint16 [P]      the move played, 0..361; 0xFFFF where only a policy is known
     flags           uint8  [P]      bit 0 white to move, bit 1 the side to move won, bits 2-4 how
@@ -48,7 +49,7 @@ from lzsweep.go.board import N_MOVES
 from lzsweep.go.sgf import FRAME_BYTES
 
 MAGIC = b"LZSTORE\n"
-VERSION = 1
+VERSION = 2
 ALIGNMENT = 64
 HEADER_BYTES = 4096  # reserved, so that frames can be written before their number is known
 HEADER_START = len(MAGIC) + 12
@@ -114,7 +115,7 @@ class Store:
             verify: also compare every section with its checksum and see that all fits together.
 
         Raises:
-            DataError: the file is missing, damaged or written by a newer lzsweep.
+            DataError: the file is missing, damaged or written by another version of lzsweep.
         """
         path = Path(path)
         try:
@@ -183,10 +184,11 @@ def _read_header(file: BinaryIO, path: Path) -> dict[str, Any]:
     text = file.read(length) if length <= size else b""
     if len(text) < length or zlib.crc32(text) != crc:
         raise damaged(path, "its header does not match its checksum")
-    if number > VERSION:
+    if number != VERSION:
+        age, way_out = ("newer", "Update lzsweep") if number > VERSION else ("older", "Import anew")
         raise DataError(
-            f"This lzsweep reads stores up to version {VERSION}, but {path} has version "
-            f"{number}: written by a newer lzsweep. Update lzsweep or delete the file."
+            f"This lzsweep reads stores of version {VERSION}, but {path} has version {number}: "
+            f"written by a{'n' * (age == 'older')} {age} lzsweep. {way_out} or delete the file."
         )
     try:
         header = json.loads(text)
@@ -253,6 +255,16 @@ def _sense(arrays: dict[str, NDArray[Any]]) -> Iterator[bool]:
 
 def _rises(starts: NDArray[np.uint64]) -> bool:
     return int(starts[0]) == 0 and bool((starts[1:] >= starts[:-1]).all())
+
+
+def pair_bytes(boards: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Turn boards `[..., 2, 46]`, black's stones then white's, into frames `[..., 92]`."""
+    return np.ascontiguousarray(boards.swapaxes(-1, -2)).reshape(*boards.shape[:-2], -1)
+
+
+def part_bytes(frames: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Turn frames `[..., 92]` back into boards `[..., 2, 46]`, a view."""
+    return frames.reshape(*frames.shape[:-1], -1, 2).swapaxes(-1, -2)
 
 
 def damaged(path: Path, detail: str) -> DataError:

@@ -147,7 +147,8 @@ def test_a_batch_is_what_the_network_eats(go_data: Callable[..., GoData]) -> Non
     batch = data.on_after_batch_transfer(next(iter(data.train_dataloader())), 0)
 
     assert batch.planes.shape == (8, 18, 19, 19)
-    assert batch.planes.dtype == torch.uint8
+    assert batch.planes.dtype == torch.float32
+    assert batch.planes.is_contiguous(memory_format=torch.channels_last)
     assert batch.move.dtype == torch.int64
 
 

@@ -41,7 +41,7 @@ def decode_slowly(store: Store, position: int, symmetry: int) -> tuple[Planes, i
             move = y * 19 + x
         for age in range((flags >> 2) + 1):
             row = store.frames[frame - age].tobytes()
-            stones = [int.from_bytes(half, "little") for half in (row[:46], row[46:])]
+            stones = [int.from_bytes(row[colour::2], "little") for colour in (0, 1)]
             planes[age, y, x] = stones[white] >> point & 1
             planes[8 + age, y, x] = stones[1 - white] >> point & 1
     planes[16 + white] = 1
@@ -108,7 +108,7 @@ def test_device_resident_batches_are_the_same(go_data: Callable[..., GoData]) ->
 
 def test_columns_keep_their_unsigned_range(store: Store) -> None:
     rows = Rows.of(store)
-    high = Rows(rows.stones, rows.position_frame, torch.full_like(rows.move, -1), rows.flags)
+    high = Rows(rows.frames, rows.position_frame, torch.full_like(rows.move, -1), rows.flags)
 
     packed = gather(high, pick_all([3], [0]))
 

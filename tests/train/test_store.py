@@ -17,7 +17,7 @@ from lzsweep.go.board import BLACK, WHITE
 from lzsweep.go.sgf import Drop, Game, read_games
 from lzsweep.train import build as build_module
 from lzsweep.train.build import BUNDLED_GAMES, build_store, ensure_store
-from lzsweep.train.store import MAGIC, Store
+from lzsweep.train.store import MAGIC, Store, part_bytes
 
 SGF = "(;GM[1]SZ[19]RE[B+1.5];B[pd];W[dp];B[pq];W[dd];B[])"
 
@@ -52,8 +52,8 @@ def test_gives_back_what_was_put_in(tmp_path: Path) -> None:
     assert store.info["source"] == "tests"
     assert store.game_start.tolist() == [0, 10, 13]
     assert store.move.tolist() == [*first.moves, *second.moves]
-    frames = store.frames[store.position_frame]
-    assert frames.tobytes() == first.frames + second.frames
+    boards = part_bytes(store.frames[store.position_frame])
+    assert boards.tobytes() == first.frames + second.frames
     assert not store.frames[0].any()
     hashes = [int.from_bytes(g.key[:8], "little") for g in (first, second)]
     assert store.game_hash.tolist() == hashes
@@ -163,9 +163,16 @@ def test_damage_in_a_section_is_seen_when_asked_for(tmp_path: Path) -> None:
 
 
 def test_a_newer_file_is_told_from_a_damaged_one(tmp_path: Path) -> None:
-    path = damaged(build(tmp_path, [game(5)]).path, 8, (2).to_bytes(4, "little"))
+    path = damaged(build(tmp_path, [game(5)]).path, 8, (3).to_bytes(4, "little"))
 
-    with pytest.raises(DataError, match="has version 2: written by a newer lzsweep"):
+    with pytest.raises(DataError, match="has version 3: written by a newer lzsweep"):
+        Store.open(path)
+
+
+def test_an_older_file_is_not_misread(tmp_path: Path) -> None:
+    path = damaged(build(tmp_path, [game(5)]).path, 8, (1).to_bytes(4, "little"))
+
+    with pytest.raises(DataError, match="has version 1: written by an older .* Import anew"):
         Store.open(path)
 
 
