@@ -16,9 +16,11 @@ at a point found by: if s & 4 swap x and y; if s & 2 mirror x; if s & 1 mirror y
 from __future__ import annotations
 
 from typing import Any, NamedTuple
+from weakref import ref
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from lzsweep.go.board import BOARD_SIZE, N_MOVES, N_POINTS, PASS
@@ -85,8 +87,31 @@ class _Tables(NamedTuple):
     old_move: Tensor  # int64 [8, 362] the inverse
 
 
+class _Scratch(NamedTuple):
+    """Where `Decoder` works on n positions; fresh memory would cost more than the work."""
+
+    frames: Tensor  # uint8 [8, n, 46, 2]
+    swapped: Tensor  # int32 [4, n * 23], half of the frames
+    source: Tensor  # int32 [n, 361] where each point's code lies
+    codes: Tensor  # int16 [n, 361]
+    rows: Tensor  # int64 [n, 361] of the table of channels
+
+    @classmethod
+    def of(cls, n: int, device: torch.device) -> _Scratch:
+        def empty(*shape: int, dtype: torch.dtype) -> Tensor:
+            return torch.empty(shape, dtype=dtype, device=device)
+
+        return cls(
+            frames=empty(HISTORY, n, N_PAIRS, 2, dtype=torch.uint8),
+            swapped=empty(HISTORY // 2, n * N_PAIRS // 2, dtype=torch.int32),
+            source=empty(n, N_POINTS, dtype=torch.int32),
+            codes=empty(n, N_POINTS, dtype=torch.int16),
+            rows=empty(n, N_POINTS, dtype=torch.int64),
+        )
+
+
 class Decoder:
-    """Turns `Packed` into `Batch`; holds its tables, 9 MB, on every device that it has met."""
+    """Turns `Packed` into `Batch`, one at a time; holds 9 MB of tables on each device it met."""
 
     def __init__(self) -> None:
         old_move = symmetry_table()
@@ -94,6 +119,8 @@ class Decoder:
         bit, pair = point % _BITS, point // _BITS
         tables = _Tables(_channel_table(), bit, pair, old_move.argsort(dim=1), old_move)
         self._tables = {torch.device("cpu"): tables}
+        self._scratch = _Scratch.of(0, torch.device("cpu"))
+        self._buffers = _Buffers()
 
     def _tables_on(self, device: torch.device) -> _Tables:
         if device not in self._tables:
@@ -102,16 +129,12 @@ class Decoder:
         return self._tables[device]
 
     def __call__(self, packed: Packed) -> Batch:
-        tables = self._tables_on(packed.flags.device)
-        n = len(packed.flags)
+        device, n = packed.flags.device, len(packed.flags)
+        tables = self._tables_on(device)
+        if (len(self._scratch.rows), self._scratch.rows.device) != (n, device):
+            self._scratch = _Scratch.of(n, device)
         symmetry = packed.symmetry.long()
-        first = torch.arange(0, n * N_PAIRS, N_PAIRS, dtype=torch.int32, device=symmetry.device)
-        source = (tables.bit * (n * N_PAIRS) + tables.pair).index_select(0, symmetry)
-        source += first[:, None]
-        codes = _transpose(packed.frames).index_select(0, source.view(-1))
-        # Codes are signed, for want of better in torch, so each side's half begins in its middle.
-        half = (packed.flags & WHITE_TO_MOVE).long() * _N_CODES + _N_CODES // 2
-        planes = _look_up(tables.channels, codes.view(n, N_POINTS) + half[:, None])
+        planes = self._look_up(tables, self._rows(tables, packed, symmetry))
         if packed.policy is None:
             move = tables.new_move.view(-1)[symmetry * N_MOVES + packed.move]
         else:
@@ -119,6 +142,49 @@ class Decoder:
         won = (packed.flags & MOVER_WON) != 0
         board = planes.view(n, BOARD_SIZE, BOARD_SIZE, N_PLANES)
         return Batch(board.permute(0, 3, 1, 2), move, won.float() * 2 - 1)
+
+    def _rows(self, tables: _Tables, packed: Packed, symmetry: Tensor) -> Tensor:
+        """Return int64 `[B, 361]`: the row of the table of channels for each point."""
+        _, _, source, codes, rows = self._scratch
+        n_codes = len(rows) * N_PAIRS  # of each bit
+        first = torch.arange(0, n_codes, N_PAIRS, dtype=torch.int32, device=rows.device)
+        torch.index_select(tables.bit * n_codes + tables.pair, 0, symmetry, out=source)
+        source += first[:, None]
+        every = _transpose(packed.frames, self._scratch)
+        torch.index_select(every, 0, source.view(-1), out=codes.view(-1))
+        # Codes are signed, for want of better in torch, so each side's half begins in its middle.
+        half = (packed.flags & WHITE_TO_MOVE).long() * _N_CODES + _N_CODES // 2
+        return torch.add(codes, half[:, None], out=rows)
+
+    def _look_up(self, tables: _Tables, rows: Tensor) -> Tensor:
+        """Return float32 `[B * 361, 18]`."""
+        if rows.device.type != "cpu":
+            return tables.channels.index_select(0, rows.view(-1))
+        # NumPy copies short rows faster than torch does.
+        out = self._buffers.lend(rows.numel())
+        np.take(tables.channels.numpy(), rows.view(-1).numpy(), axis=0, out=out, mode="clip")
+        return torch.from_numpy(out)
+
+
+class _Buffers:
+    """Memory of the planes, lent anew once no tensor shares it.
+
+    A batch is so large that the allocator would give it back and fetch it again, page by page,
+    each of which costs more than decoding into it.
+    """
+
+    def __init__(self) -> None:
+        self._lent: list[tuple[NDArray[np.float32], ref[NDArray[np.float32]]]] = []
+
+    def lend(self, n_rows: int) -> NDArray[np.float32]:
+        """Return `[n_rows, 18]`, any values. A tensor made of it keeps it from being lent again."""
+        free = [whole for whole, lent in self._lent if lent() is None and len(whole) >= n_rows]
+        whole = free[0] if free else np.empty((n_rows, N_PLANES), np.float32)
+        part = whole[:n_rows]
+        # One more than this: loops hold a batch while they ask for the next.
+        others = [pair for pair in self._lent if pair[0] is not whole][-1:]
+        self._lent = [*others, (whole, ref(part))]
+        return part
 
 
 def _channel_table() -> Tensor:
@@ -133,27 +199,26 @@ def _channel_table() -> Tensor:
     return torch.from_numpy(table).flatten(0, 1)
 
 
-def _transpose(frames: Tensor) -> Tensor:
+def _transpose(frames: Tensor, scratch: _Scratch) -> Tensor:
     """Return the codes, int16 `[8 * B * 46]`: bit by bit, then position by position."""
-    codes = frames.clone()
-    words: Any = codes.view(HISTORY, -1).view(torch.int32)
-    if words.device.type == "cpu":
-        words = words.numpy()  # the same memory, and half of torch's time for each step below
+    scratch.frames.copy_(frames)
+    words: Any = scratch.frames.view(HISTORY, -1).view(torch.int32)
+    swapped: Any = scratch.swapped
+    if frames.device.type == "cpu":
+        # The same memory, but half of torch's time for each step below.
+        words, swapped = words.numpy(), swapped.numpy()
     for distance, mask in _SWAPS:
         blocks = words.reshape(-1, 2, distance, words.shape[-1])
         first, second = blocks[:, 0], blocks[:, 1]
-        # The mask also takes away the sign that shifting draws in.
-        swapped = ((first >> distance) ^ second) & mask
-        second ^= swapped
-        first ^= swapped << distance
-    return codes.view(-1).view(torch.int16)
-
-
-def _look_up(table: Tensor, rows: Tensor) -> Tensor:
-    """Return these rows of the table; NumPy copies short ones faster than torch on a CPU."""
-    if table.device.type == "cpu":
-        return torch.from_numpy(np.take(table.numpy(), rows.numpy(), axis=0))
-    return table.index_select(0, rows.view(-1))
+        part = swapped.reshape(first.shape)
+        part[...] = first
+        part >>= distance
+        part ^= second
+        part &= mask  # which also takes away the sign that shifting draws in
+        second ^= part
+        part <<= distance
+        first ^= part
+    return scratch.frames.view(-1).view(torch.int16)
 
 
 def _spread_policy(policy: Policy) -> Tensor:
