@@ -96,7 +96,6 @@ def batches(bench: Bench) -> Iterator[Row]:
     records = [format_binary(encode_game(game)) for game in bench.some_games]
     parsed = chunkparser.read_batches(itertools.cycle(records), BATCH)
     measures: list[Callable[[], int]] = [
-        lambda: len(data.on_after_batch_transfer(next(ours), 0).planes.float()),
         lambda: len(data.on_after_batch_transfer(next(ours), 0).planes),
         lambda: len(next(items)[0]),
         lambda: len(next(parsed)[2]) // 4,
@@ -107,12 +106,12 @@ def batches(bench: Bench) -> Iterator[Row]:
     rates = best_of(bench.rounds, *(partial(per_second, m, bench.seconds) for m in measures))
     torch.set_num_threads(threads)
     os.sched_setaffinity(0, cores)
-    in_float, in_bytes, peer, parser = rates
+    rate, peer, parser = rates
     unit = "positions/s"
     against = "original Dataset + DataLoader, float32"
-    yield Row("batches_vs_original", against, in_float, peer, unit, ">= 60")
+    yield Row("batches_vs_original", against, rate, peer, unit, ">= 60")
     against = "leela-zero chunkparser, binary, uint8"
-    yield Row("batches_vs_chunkparser", against, in_bytes, parser, unit, ">= 8")
+    yield Row("batches_vs_chunkparser", against, rate, parser, unit, ">= 8")
 
 
 def opening(bench: Bench) -> Iterator[Row]:
@@ -200,12 +199,19 @@ def _training(bench: Bench) -> Iterator[Row]:
     return training.rows(bench.folder, quick=bench.quick)
 
 
+def _gpu(bench: Bench) -> Iterator[Row]:
+    from benchmarks import gpu  # shares no figures with the rest
+
+    return gpu.rows(bench.folder, quick=bench.quick)
+
+
 GROUPS: dict[str, Callable[[Bench], Iterator[Row]]] = {
     "batches": batches,
     "opening": opening,
     "sizes": sizes,
     "importing": importing,
     "training": _training,
+    "gpu": _gpu,
 }
 
 

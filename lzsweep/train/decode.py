@@ -158,7 +158,7 @@ class Decoder:
 
     def _look_up(self, tables: _Tables, rows: Tensor) -> Tensor:
         """Return float32 `[B * 361, 18]`."""
-        if rows.device.type != "cpu":
+        if not _numpy_can(rows):
             return tables.channels.index_select(0, rows.view(-1))
         # NumPy copies short rows faster than torch does.
         out = self._buffers.lend(rows.numel())
@@ -177,7 +177,7 @@ class _Buffers:
         self._lent: list[tuple[NDArray[np.float32], ref[NDArray[np.float32]]]] = []
 
     def lend(self, n_rows: int) -> NDArray[np.float32]:
-        """Return `[n_rows, 18]`, any values. A tensor made of it keeps it from being lent again."""
+        """Return `[n_rows, 18]`, any values; lent to nobody else while a tensor shares it."""
         free = [whole for whole, lent in self._lent if lent() is None and len(whole) >= n_rows]
         whole = free[0] if free else np.empty((n_rows, N_PLANES), np.float32)
         part = whole[:n_rows]
@@ -199,12 +199,17 @@ def _channel_table() -> Tensor:
     return torch.from_numpy(table).flatten(0, 1)
 
 
+def _numpy_can(tensor: Tensor) -> bool:
+    """Whether NumPy may work in this tensor's memory; elsewhere torch does the same."""
+    return tensor.device.type == "cpu"
+
+
 def _transpose(frames: Tensor, scratch: _Scratch) -> Tensor:
     """Return the codes, int16 `[8 * B * 46]`: bit by bit, then position by position."""
     scratch.frames.copy_(frames)
     words: Any = scratch.frames.view(HISTORY, -1).view(torch.int32)
     swapped: Any = scratch.swapped
-    if frames.device.type == "cpu":
+    if _numpy_can(frames):
         # The same memory, but half of torch's time for each step below.
         words, swapped = words.numpy(), swapped.numpy()
     for distance, mask in _SWAPS:

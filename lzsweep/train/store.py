@@ -185,7 +185,9 @@ def _read_header(file: BinaryIO, path: Path) -> dict[str, Any]:
     if len(text) < length or zlib.crc32(text) != crc:
         raise damaged(path, "its header does not match its checksum")
     if number != VERSION:
-        age, way_out = ("newer", "Update lzsweep") if number > VERSION else ("older", "Import anew")
+        age, way_out = (
+            ("newer", "Update lzsweep") if number > VERSION else ("older", "Import anew")
+        )
         raise DataError(
             f"This lzsweep reads stores of version {VERSION}, but {path} has version {number}: "
             f"written by a{'n' * (age == 'older')} {age} lzsweep. {way_out} or delete the file."

@@ -52,7 +52,12 @@ def pick_all(positions: list[int], symmetries: list[int]) -> Pick:
     return Pick(torch.tensor(positions), torch.tensor(symmetries, dtype=torch.uint8))
 
 
-def test_equals_the_slow_reference(store: Store) -> None:
+@pytest.mark.parametrize("with_numpy", [True, False], ids=["numpy", "torch"])
+def test_equals_the_slow_reference(
+    store: Store, monkeypatch: pytest.MonkeyPatch, with_numpy: bool
+) -> None:
+    # Without NumPy it takes the steps that it takes on a GPU.
+    monkeypatch.setattr("lzsweep.train.decode._numpy_can", lambda tensor: with_numpy)
     # The first moves of a game, whose history is short, passes, and some from everywhere.
     passes = np.flatnonzero(store.move == 361)[:3].tolist()
     second_game = int(store.game_start[1])
@@ -69,6 +74,32 @@ def test_equals_the_slow_reference(store: Store) -> None:
         np.testing.assert_array_equal(batch.planes[i].numpy(), planes)
         assert int(batch.move[i]) == move
         assert float(batch.value[i]) == value
+
+
+def test_a_batch_that_is_kept_stays_as_it_is(store: Store) -> None:
+    decode, rows = Decoder(), Rows.of(store)
+    picks = [pick_all([i, 50 * i, 70 * i], [i, 1, 2]) for i in range(6)]
+
+    kept = [decode(gather(rows, pick)).planes for pick in picks]
+    weight = torch.ones(1, 18, 1, 1, requires_grad=True)
+    loss = torch.nn.functional.conv2d(decode(gather(rows, picks[1])).planes, weight).sum()
+    decode(gather(rows, picks[2]))
+    decode(gather(rows, picks[3]))
+    loss.backward()  # type: ignore[no-untyped-call]
+
+    for pick, planes in zip(picks, kept, strict=True):
+        assert torch.equal(planes, Decoder()(gather(rows, pick)).planes)
+    assert weight.grad is not None
+    assert torch.equal(weight.grad[0, :, 0, 0], kept[1].sum((0, 2, 3)))
+
+
+def test_memory_is_lent_again_once_nobody_holds_it(store: Store) -> None:
+    decode, rows = Decoder(), Rows.of(store)
+    packed = gather(rows, pick_all([7, 300], [0, 5]))
+
+    places = {decode(packed).planes.data_ptr() for _ in range(5)}
+
+    assert len(places) == 1
 
 
 @pytest.mark.parametrize("symmetry", range(8))

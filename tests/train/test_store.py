@@ -172,7 +172,7 @@ def test_a_newer_file_is_told_from_a_damaged_one(tmp_path: Path) -> None:
 def test_an_older_file_is_not_misread(tmp_path: Path) -> None:
     path = damaged(build(tmp_path, [game(5)]).path, 8, (1).to_bytes(4, "little"))
 
-    with pytest.raises(DataError, match="has version 1: written by an older .* Import anew"):
+    with pytest.raises(DataError, match=r"has version 1: written by an older .* Import anew"):
         Store.open(path)
 
 
