@@ -91,7 +91,7 @@ def rows(folder: Path, *, quick: bool) -> Iterator[Row]:
 
 
 def losses(folder: Path, n_steps: int) -> Iterator[Row]:
-    """Validation loss of the defaults after some steps; noise is how much float32's seeds differ."""
+    """Validation loss of the defaults; noise is how much float32's seeds differ."""
 
     def of(name: str, *overrides: str) -> list[float]:
         every = [

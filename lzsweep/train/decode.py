@@ -2,9 +2,10 @@
 
 A packed position is eight frames, of T, T-1 .. T-7, each 46 pairs of bytes: eight points of black,
 the same eight of white (point k = y * 19 + x is bit k % 8 of pair k // 8). Decoding transposes
-these bits, so that a pair of bytes, the code, holds one point's history; applies one of the board's
-eight symmetries, which are then mere permutations of codes; and looks up a point's 18 channels in a
-table of all codes: planes as the engine sees them (leela-zero src/Network.cpp:935-966).
+these bits, so that a pair of bytes, the code, holds one point's history; applies one of the
+board's eight symmetries, which are then mere permutations of codes; and looks up a point's 18
+channels in a table of all codes: planes as the engine sees them (leela-zero
+src/Network.cpp:935-966).
 
 Looked up so, a point's channels lie side by side, as fast convolutions want them, and a batch is
 written once: boards know few histories, whose rows of the table stay in the fastest cache.
