@@ -86,7 +86,9 @@ class Study:
     target: float | None = None  # value of the first objective that is good enough
     patience: int | None = None  # finished trials without a better one
     storage: str = "${oc.env:LZSWEEP_STORAGE,'sqlite:///lzsweep.db'}"
-    space: dict[str, str] = field(default_factory=dict)  # key: sweep text; the command line wins
+    space: dict[str, Any] = field(default_factory=dict)  # key: sweep text; the command line wins
+    enqueue: list[Any] = field(default_factory=list)  # points to train first: best.yaml, {key: v}
+    warm_start: str | None = None  # a study of the same database that the sampler learns from
     max_retries: int = 3  # times a trial may be lost to killed processes and machines
     max_same_errors: int = 3  # the same error this often running stops the study
     seeds: int = 1  # trainings of each point; judged by their mean
@@ -121,7 +123,7 @@ class Root:
     optimizer: Any = MISSING
     schedule: Any = MISSING
     trainer: Any = MISSING
-    callbacks: Any = MISSING
+    callbacks: Any = None
     logger: Any = None
     tracking: Tracking = field(default_factory=Tracking)
     study: Study = field(default_factory=Study)
@@ -138,6 +140,7 @@ class Network:
     init_from: str | None = None  # start from a weights file, a checkpoint or a run's folder
     in_channels: int = "${data.in_channels}"  # type: ignore[assignment]  # OmegaConf resolves it
     board_size: int = "${data.board_size}"  # type: ignore[assignment]
+    space: dict[str, Any] = field(default_factory=dict)  # key: sweep text, when this is chosen
 
 
 @dataclass
@@ -170,6 +173,7 @@ class Data:
     board_size: int = 19
     in_channels: int = 18
     seed: int = "${seed}"  # type: ignore[assignment]
+    space: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -180,6 +184,7 @@ class Loss:
     value: float = 1.0
     l2: float = 1e-4  # on conv and dense weights, not on biases
     label_smoothing: float = 0.0  # part of each move's weight that all moves share in training
+    space: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -225,6 +230,7 @@ class Trainer:
     default_root_dir: str | None = None
     enable_autolog_hparams: bool = False
     model_registry: str | None = None
+    space: dict[str, Any] = field(default_factory=dict)
 
 
 BUILT = ("self", "precision", "logger", "callbacks")
@@ -329,12 +335,69 @@ def compose(
     Raises:
         HydraException, OmegaConfBaseException: an override or an interpolation is wrong.
     """
+    return dict(compose_parts(loader, overrides, config_name).plain)
+
+
+@dataclass(frozen=True)
+class Composed:
+    """A composed configuration.
+
+    Attributes:
+        plain: resolved plain data, without Hydra's own node and without sub-spaces.
+        spaces: group -> key -> sweep text: what the chosen options own.
+        choices: group -> option.
+    """
+
+    plain: Mapping[str, Any]
+    spaces: Mapping[str, Any]
+    choices: Mapping[str, str | None]
+
+
+def compose_parts(
+    loader: ConfigLoaderImpl, overrides: Sequence[str], config_name: str = "config"
+) -> Composed:
+    """Compose a configuration and tell its parts.
+
+    Raises:
+        HydraException, OmegaConfBaseException: an override or an interpolation is wrong.
+    """
     config = loader.load_configuration(config_name, list(overrides), RunMode.RUN)
+    choices = dict(config.hydra.runtime.choices)
     with open_dict(config):
         del config["hydra"]
+    spaces = take_spaces(config, choices)
     plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     assert isinstance(plain, dict)
-    return {str(key): value for key, value in plain.items()}
+    return Composed({str(key): value for key, value in plain.items()}, spaces, choices)
+
+
+def take_spaces(config: DictConfig, groups: Iterable[str]) -> dict[str, Any]:
+    """Take the sub-spaces of options (`space:` in a group's file) out of a configuration.
+
+    Args:
+        config: changed in place.
+        groups: those that were chosen from, `db` or `db@package`.
+
+    Returns:
+        Group -> its sub-space, where there is one.
+    """
+    spaces: dict[str, Any] = {}
+    for group in groups:
+        name, _, package = group.partition("@")
+        node = OmegaConf.select(config, package or name.replace("/", "."))
+        if (
+            name.split("/")[0] == "hydra"
+            or not isinstance(node, DictConfig)
+            or "space" not in node
+        ):
+            continue
+        space = node["space"]
+        with open_dict(node):
+            del node["space"]
+        if space:
+            is_config = OmegaConf.is_config(space)
+            spaces[group] = OmegaConf.to_container(space) if is_config else space
+    return spaces
 
 
 def target_problems(config: Mapping[str, Any]) -> list[str]:

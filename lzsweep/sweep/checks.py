@@ -11,7 +11,6 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
-from optuna.distributions import CategoricalDistribution
 
 from lzsweep.config import (
     METRICS,
@@ -23,11 +22,13 @@ from lzsweep.config import (
     target_problems,
 )
 from lzsweep.errors import ConfigError, LzsweepError
+from lzsweep.sweep.lesson import LEARNERS
 from lzsweep.sweep.record import Resource
 from lzsweep.sweep.slots import find_slots
-from lzsweep.sweep.space import Space, Value, to_overrides
+from lzsweep.sweep.space import Space
 from lzsweep.sweep.standing import pruner_problem
 from lzsweep.sweep.storage import absolute_url, first_line
+from lzsweep.sweep.syntax import probe_points
 from lzsweep.sweep.worker import make_pruner, make_sampler
 from lzsweep.tracking.client import resolve_uri
 from lzsweep.tracking.recorder import has_recorder
@@ -35,11 +36,26 @@ from lzsweep.tracking.runs import check_server
 from lzsweep.train.run import prepare_data
 from lzsweep.train.source import check_init_from
 
+GRID_LIMIT = 10_000
+"""Points of a grid that nobody limited, more of which are a mistake."""
+
 
 def check_sweep(
-    cfg: DictConfig, space: Space, loader: ConfigLoaderImpl, *, is_basic: bool
+    cfg: DictConfig,
+    space: Space,
+    loader: ConfigLoaderImpl,
+    *,
+    is_basic: bool,
+    problems: Sequence[str] = (),
 ) -> list[dict[str, Any]]:
     """Check everything that can be checked without training.
+
+    Args:
+        cfg: the sweep's configuration.
+        space: what it searches.
+        loader: of the live configs.
+        is_basic: the launcher runs its jobs in this process.
+        problems: those that are known already.
 
     Returns:
         Composed configurations, plain and resolved, that hold each choice once; the first of them
@@ -48,12 +64,11 @@ def check_sweep(
     Raises:
         ConfigError: all problems at once.
     """
-    problems: list[str] = []
-    points = list(_probe_points(space))
+    problems = list(problems)
     configs = []
-    for point in points:
+    for point in probe_points(space):
         try:
-            config = compose(loader, [*space.fixed, *to_overrides(point)])
+            config = compose(loader, [*space.fixed, *space.to_overrides(point)])
             configs.append(config)
         except (HydraException, OmegaConfBaseException) as error:
             problems.append(explain(error))
@@ -67,6 +82,7 @@ def check_sweep(
         except (HydraException, TypeError, ValueError) as error:
             problems.append(f"hydra.sweeper.{part} cannot be built: {first_line(error)}")
     problems += _pruning_problems(cfg, configs)
+    problems += _space_problems(cfg, space)
     with _noted(problems):
         problems += _place_problems(cfg, is_basic=is_basic)
     with _noted(problems):
@@ -94,21 +110,28 @@ def _noted(problems: list[str]) -> Iterator[None]:
         problems.append(str(error))
 
 
-def _probe_points(space: Space) -> Iterator[dict[str, Value]]:
-    """Points that hold each choice of each categorical once, the rest at its first value."""
-    first = {name: _first(d) for name, d in space.parameters.items()}
-    yield first
-    for name, distribution in space.parameters.items():
-        if isinstance(distribution, CategoricalDistribution):
-            for choice in distribution.choices[1:]:
-                yield {**first, name: choice}  # type: ignore[dict-item]
-
-
-def _first(distribution: Any) -> Value:
-    if isinstance(distribution, CategoricalDistribution):
-        return distribution.choices[0]  # type: ignore[return-value]
-    low: Value = distribution.low
-    return low
+def _space_problems(cfg: DictConfig, space: Space) -> list[str]:
+    problems = []
+    sampler = str(cfg.hydra.sweeper.sampler._target_).rpartition(".")[2]
+    continuous = [p.key for p in space.parameters if p.is_interval]
+    if sampler == "GridSampler" and continuous:
+        problems.append(
+            "hydra/sweeper/sampler=grid needs discrete choices only, but"
+            f" {', '.join(continuous)} is an interval; use range or choice, or another sampler"
+        )
+    size = space.size()
+    if space.is_grid and size is not None and size > GRID_LIMIT and cfg.study.n_trials is None:
+        problems.append(
+            f"a grid without study.n_trials may have {GRID_LIMIT} points, but this one has {size};"
+            " set study.n_trials, or use an interval and let the sampler choose"
+        )
+    if cfg.study.warm_start is not None and (space.is_grid or sampler not in LEARNERS):
+        why = "a grid tries every point" if space.is_grid else f"{sampler} learns from no others"
+        problems.append(
+            f"study.warm_start needs a sampler that learns, but {why};"
+            " use an interval with hydra/sweeper/sampler=tpe, gp or cmaes, or leave it out"
+        )
+    return problems
 
 
 def _objective_problems(config: Mapping[str, Any], space: Space) -> list[str]:
@@ -123,7 +146,7 @@ def _objective_problems(config: Mapping[str, Any], space: Space) -> list[str]:
             near = difflib.get_close_matches(metric, METRICS, n=1)
             hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(METRICS)}"
             problems.append(f"objective.metric must be logged, but {metric} never is; {hint}")
-        searched = [name for name in space.parameters if "loss" in name.split(".")]
+        searched = [p.key for p in space.parameters if "loss" in p.key.split(".")]
         if metric in WEIGHTED and searched:
             problems.append(
                 f"an objective must not depend on what is searched, but {', '.join(searched)}"

@@ -11,6 +11,9 @@ import logging
 import os
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +22,15 @@ from hydra.core.plugins import Plugins
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
-from lzsweep.config import make_loader, objectives, sources
+from lzsweep.config import compose_parts, make_loader, objectives, sources
 from lzsweep.errors import LzsweepError, UserError
 from lzsweep.go.board import N_MOVES
 from lzsweep.sweep.budget import Budget, parse_time
 from lzsweep.sweep.checks import check_sweep
 from lzsweep.sweep.folder import freeze, take_folder
 from lzsweep.sweep.forkserver import start_forkserver
+from lzsweep.sweep.lesson import find_lessons
+from lzsweep.sweep.points import read_points
 from lzsweep.sweep.progress import show_progress
 from lzsweep.sweep.record import Record
 from lzsweep.sweep.report import (
@@ -37,9 +42,10 @@ from lzsweep.sweep.report import (
     write_best,
 )
 from lzsweep.sweep.seeds import log_of
-from lzsweep.sweep.space import Space, parse_space
+from lzsweep.sweep.space import Space, Value
 from lzsweep.sweep.storage import absolute_url
 from lzsweep.sweep.study import Study, create_study, find_study
+from lzsweep.sweep.syntax import fill, parse_space
 from lzsweep.tracking.client import redact, resolve_uri
 from lzsweep.tracking.recorder import has_recorder
 from lzsweep.tracking.runs import COMMIT_TAG, close_parent, code_version, open_parent
@@ -77,11 +83,20 @@ class Controller:
             start_forkserver()  # its imports run beside the checks
         cfg = self._config
         loader = self._context.config_loader
-        space = parse_space(arguments, cfg.study.space, loader)
         live = make_loader(sources(loader))
         with self._console.status("checking the configuration, the data and the servers"):
-            configs = check_sweep(cfg, space, live, is_basic=self._is_basic)
+            space, problems = parse_space(
+                arguments,
+                OmegaConf.to_container(cfg.study.space),  # type: ignore[arg-type]  # a mapping
+                loader,
+                lambda overrides: compose_parts(live, overrides).spaces,
+            )
+            points, faults = read_points(list(cfg.study.enqueue), space, live)
+            configs = check_sweep(
+                cfg, space, live, is_basic=self._is_basic, problems=[*problems, *faults]
+            )
             study = self._open(cfg, space, configs)
+            self._queue(study, points)
         if study.is_done():
             n_finished = sum(t.is_finished for t in study.trials())
             why = study.spent() or "raise study.n_trials for more"
@@ -101,33 +116,13 @@ class Controller:
         name = cfg.study.name or f"{choice}-{fingerprint[:8]}"
         uri = resolve_uri(cfg.tracking.uri)
         known = find_study(cfg.study.storage, name)
+        folder = Path(known.record.folder) if known else self._folder(name)
+        record = self._record(space, configs, settings, folder)
+        until = self._learn(name, record, known)
         if known is None:
-            folder = self._folder(name)
             take_folder(folder)
             conf = freeze(sources(self._context.config_loader), folder)
-        else:
-            folder, conf = Path(known.record.folder), known.record.conf
-        metrics, directions = objectives(base["objective"])
-        record = Record(
-            space=dict(space.texts),
-            fixed=space.fixed,
-            settings=settings,
-            metrics=metrics,
-            directions=directions,
-            folder=str(folder),
-            conf=conf,
-            config_name=cfg.hydra.job.config_name,
-            tracking_uri=redact(uri),
-            parent_run_id=None,
-            command=(*cfg.hydra.overrides.hydra, *cfg.hydra.overrides.task),
-            cwd=str(Path.cwd()),
-            code=code_version(),
-            created=time.time(),
-            resource=cfg.study.resource,
-            rung=float(cfg.study.rung or 1.0),
-            seeds=cfg.study.seeds,
-            data={k: v for c in configs for k, v in data_version(c["data"]).items()},
-        )
+            record = replace(record, conf=conf)
         study, is_new = create_study(
             cfg.study.storage,
             name,
@@ -137,6 +132,8 @@ class Controller:
         )
         _check_place(study, redact(uri))
         _warn_of_other_data(study, record.data)
+        if until is not None:
+            study.set_teacher(cfg.study.warm_start, until)
         if has_recorder(cfg.logger) and not study.is_done():
             study.set_parent_run(
                 open_parent(
@@ -148,14 +145,68 @@ class Controller:
                     description=_question(study),
                 )
             )
-        if space.is_grid:
-            with study.lock():
-                study.enqueue(list(space.grid())[: study.n_trials], space)
         self._say(
             f"{'new study' if is_new else 'joined study'} {name}: "
             f"{_question(study)}; {study.n_trials} trials, folder {_shown(folder)}"
         )
         return study
+
+    def _record(
+        self,
+        space: Space,
+        configs: Sequence[Mapping[str, Any]],
+        settings: Mapping[str, str],
+        folder: Path,
+    ) -> Record:
+        """What this command sweeps, before its configs are frozen."""
+        cfg = self._config
+        metrics, directions = objectives(configs[0]["objective"])
+        return Record(
+            space=space.texts,
+            tree=space.to_json(),
+            fixed=space.fixed,
+            settings=settings,
+            metrics=metrics,
+            directions=directions,
+            folder=str(folder),
+            conf=(),
+            config_name=cfg.hydra.job.config_name,
+            tracking_uri=redact(resolve_uri(cfg.tracking.uri)),
+            parent_run_id=None,
+            command=(*cfg.hydra.overrides.hydra, *cfg.hydra.overrides.task),
+            cwd=str(Path.cwd()),
+            code=code_version(),
+            created=time.time(),
+            resource=cfg.study.resource,
+            rung=float(cfg.study.rung or 1.0),
+            seeds=cfg.study.seeds,
+            data={k: v for c in configs for k, v in data_version(c["data"]).items()},
+        )
+
+    def _learn(self, name: str, record: Record, known: Study | None) -> datetime | None:
+        """Until when the study of `study.warm_start` teaches: now, or as was said before."""
+        teacher = self._config.study.warm_start
+        if teacher is None:
+            return None
+        before = known.teacher() if known else None
+        until = before[1] if before and before[0] == teacher else datetime.now()
+        url = self._config.study.storage
+        lessons, n_skipped = find_lessons(url, teacher, until, pupil=name, record=record)
+        self._say(
+            f"the sampler learns from {len(lessons)} trials of {teacher};"
+            f" {n_skipped} do not fit this search space"
+        )
+        return until
+
+    def _queue(self, study: Study, points: Sequence[Mapping[str, Value]]) -> None:
+        """Queue the known-good points, then the grid if there is one."""
+        space, n = study.space, study.n_trials
+        with study.lock():
+            if space.is_grid:  # each of its points is trained, so nothing stays open
+                first = [fill(space, point) for point in points]
+                rest = (p for p in space.grid() if p not in first)
+                points = [*first, *islice(rest, max(0, n - len(first)))]
+            study.enqueue(points)
 
     def _folder(self, name: str) -> Path:
         given = any(o.startswith("hydra.sweep.dir=") for o in self._config.hydra.overrides.hydra)
@@ -250,9 +301,10 @@ class Controller:
 
 
 def _budget(study: DictConfig, space: Space) -> Budget:
-    n_trials = study.n_trials or (space.grid_size() if space.is_grid else N_TRIALS)
+    size = space.size() if space.is_grid else None
+    n_trials = study.n_trials or size or N_TRIALS
     return Budget(
-        n_trials=min(n_trials, space.grid_size()) if space.is_grid else n_trials,
+        n_trials=n_trials if size is None else min(n_trials, size),
         max_time_s=None if study.max_time is None else parse_time(study.max_time),
         max_device_hours=study.max_device_hours,
         target=study.target,
@@ -271,7 +323,7 @@ def _settings(space: Space, base: Mapping[str, Any], study: DictConfig) -> dict[
 
     Nor does what a study may spend; but what the values of its trials mean does.
     """
-    settings = {f"{key} (searched)": text for key, text in space.texts.items()}
+    settings = {f"{p.name} (searched)": p.text for p in space.parameters}
     settings |= {f"study.{key}": str(study[key]) for key in MEANING if study[key] is not None}
     todo: list[tuple[str, Any]] = [
         (key, value) for key, value in base.items() if key not in ("study", "worker", "tracking")

@@ -4,6 +4,7 @@ Optuna's rows are attempts. A trial is all rows of one origin, and its number is
 first row. Kept in the row of an attempt, each written by the worker that owns it:
 
     system attribute `origin`  {"number", "attempt", "retries"}; absent on a first attempt
+    system attribute `enqueued`  the point that was queued, as JSON, if it left something open
     user attribute   `rung 3`  {seed or "": [objectives at rung 3]}; only for several of either
     user attribute   `seeds`   {seed: {"values", "metrics", "train_s"}} of those complete
     user attribute   `noted`   {what the pruner noted there: rung}
@@ -22,7 +23,7 @@ from typing import Any, Literal
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from lzsweep.errors import UserError
-from lzsweep.sweep.space import Value
+from lzsweep.sweep.space import Value, shown_params
 from lzsweep.sweep.standing import Climb
 
 State = Literal["complete", "pruned", "failed", "running", "waiting"]
@@ -73,9 +74,15 @@ class Trial:
 
 @dataclass(frozen=True)
 class Record:
-    """What a study sweeps, written once by whoever creates it and frozen from then on."""
+    """What a study sweeps, written once by whoever creates it and frozen from then on.
+
+    Attributes:
+        space: searched key -> its sweep, as people read it.
+        tree: the search space itself, as `Space.to_json` gives it.
+    """
 
     space: Mapping[str, str]
+    tree: tuple[Mapping[str, Any], ...]
     fixed: tuple[str, ...]
     settings: Mapping[str, str]
     metrics: tuple[str, ...]
@@ -96,7 +103,7 @@ class Record:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Record:
-        lists = {"fixed", "metrics", "directions", "conf", "command"}
+        lists = {"tree", "fixed", "metrics", "directions", "conf", "command"}
         values: dict[str, Any] = {k: tuple(v) if k in lists else v for k, v in data.items()}
         try:
             return cls(**values)
@@ -125,7 +132,7 @@ def trial_of(row: FrozenTrial) -> Trial:
         attempt=origin.get("attempt", 1),
         retries=origin.get("retries", 0),
         state=_state_of(row, end),
-        params=row.params,
+        params=shown_params(row.params, row.distributions),
         values=tuple(row.values) if row.state == TrialState.COMPLETE else None,
         metrics=end.get("metrics", {}),
         curve={rung: vector[0] for rung, vector in vectors_of(row).items()},

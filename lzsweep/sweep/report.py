@@ -18,7 +18,6 @@ from rich.table import Table
 
 from lzsweep.config import make_loader
 from lzsweep.sweep.record import STATES, Trial
-from lzsweep.sweep.space import to_overrides
 from lzsweep.sweep.study import Study
 from lzsweep.tracking.journal import Journal, Status
 from lzsweep.tracking.outbox import run_id_of
@@ -213,7 +212,7 @@ def write_best(study: Study) -> str:
     values = ", ".join(
         f"{m}={v:.6g}" for m, v in zip(record.metrics, trial.values or (), strict=True)
     )
-    overrides = [*record.fixed, *to_overrides(trial.params)]
+    overrides = [*record.fixed, *study.space.to_overrides(trial.params)]
     config, extra = _as_config(overrides, make_loader(record.conf))
     path = Path(record.folder) / "best" / "best.yaml"
     near = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

@@ -17,7 +17,7 @@ from lzsweep.errors import UserError
 from lzsweep.sweep.record import Record, Trial
 from lzsweep.sweep.report import show_params
 from lzsweep.sweep.seeds import seed_folder
-from lzsweep.sweep.space import to_overrides
+from lzsweep.sweep.space import Space
 from lzsweep.sweep.study import Study
 from lzsweep.tracking.outbox import run_id_of
 from lzsweep.tracking.runs import COMMIT_TAG, DIRTY_TAG, code_version
@@ -93,7 +93,8 @@ def _check_there(record: Record) -> None:
 
 def _compose(record: Record, trial: Trial, seed: int | None) -> dict[str, Any]:
     last = [] if seed is None else [f"seed={seed}"]
-    overrides = [*record.fixed, *to_overrides(trial.params), *last]
+    space = Space.from_json(record.tree, record.fixed)
+    overrides = [*space.fixed, *space.to_overrides(trial.params), *last]
     return compose(make_loader(record.conf), overrides, record.config_name)
 
 

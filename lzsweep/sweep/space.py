@@ -1,156 +1,221 @@
-"""The search space: Hydra's sweep syntax as Optuna distributions, and back as overrides.
+"""The search space: what is searched, under which condition, and a point of it as overrides.
 
 Every value of a parameter is kept in the form that goes behind `key=` of an override: numbers and
 booleans as they are, anything else as its override text (`small`, `"a b"`, `[64,128]`, `null`).
 So what Optuna stores, what people read and what Hydra composes are the same thing.
+
+A parameter that an option of a searched group owns exists only where that option is chosen.
+Optuna knows it as `lr@network=big`, because two ranges under one name would switch CMA-ES and GP
+off; people see `lr`. A point holds the keys that people see.
 """
 
 from __future__ import annotations
 
-import itertools
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from decimal import Decimal
+from typing import Any
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import IntervalSweep, Override
-
-from lzsweep.errors import ConfigError
-
-if TYPE_CHECKING:
-    from hydra.core.config_loader import ConfigLoader
-    from optuna.distributions import BaseDistribution
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+    distribution_to_json,
+    json_to_distribution,
+)
 
 Value = str | int | float | bool
 
 
 @dataclass(frozen=True)
-class Space:
-    """A parsed command line: what is searched, what stays fixed.
+class Parameter:
+    """One searched key.
 
     Attributes:
-        parameters: parameter name (an absolute config key or a group) -> Optuna distribution.
-        fixed: overrides that hold for every trial, in the order given.
-        texts: parameter name -> the sweep as it was written (`tag(log,interval(1e-4,1e-1))`).
-        is_grid: no parameter is an interval, so the sweep is the full grid.
+        key: an absolute config key or a group, as people see it.
+        distribution: its values.
+        text: the sweep as it was written (`tag(log,interval(1e-4,1e-1))`).
+        prefix: `+` or `++` where the key is added to the config, else empty.
+        owner: the group and the option that it belongs to; None if it is always there.
+        is_interval: the sampler decides; otherwise each value is a point of the grid.
+        is_reversed: the grid begins with the highest value.
     """
 
-    parameters: Mapping[str, BaseDistribution]
-    fixed: tuple[str, ...]
-    texts: Mapping[str, str]
-    is_grid: bool
+    key: str
+    distribution: BaseDistribution
+    text: str
+    prefix: str = ""
+    owner: tuple[str, str] | None = None
+    is_interval: bool = False
+    is_reversed: bool = False
+
+    @property
+    def name(self) -> str:
+        """What Optuna calls it."""
+        return self.key if self.owner is None else f"{self.key}@{'='.join(self.owner)}"
+
+    def is_active(self, point: Mapping[str, Value]) -> bool:
+        """Whether it exists where these values were chosen before."""
+        return self.owner is None or point.get(self.owner[0]) == self.owner[1]
+
+    def size(self) -> int | None:
+        """How many values there are; None for a continuous range."""
+        d = self.distribution
+        if isinstance(d, CategoricalDistribution):
+            return len(d.choices)
+        if isinstance(d, IntDistribution):
+            return (d.high - d.low) // d.step + 1
+        assert isinstance(d, FloatDistribution)
+        if d.single():
+            return 1
+        return None if d.step is None else round((d.high - d.low) / d.step) + 1
+
+    def values(self) -> Sequence[Value]:
+        """The values of a finite parameter, in the order of the grid."""
+        d = self.distribution
+        if isinstance(d, CategoricalDistribution):
+            return d.choices  # type: ignore[return-value]  # the syntax made no None
+        n = self.size()
+        assert n is not None
+        assert isinstance(d, IntDistribution | FloatDistribution)
+        if isinstance(d, IntDistribution):
+            values: Sequence[Value] = range(d.low, d.high + 1, d.step)
+        else:
+            values = [tidy(d, d.low + i * (d.step or 0.0)) for i in range(n)]
+        return values[::-1] if self.is_reversed else values
+
+    def holds(self, value: object) -> bool:
+        """Whether it can take this value."""
+        d = self.distribution
+        if isinstance(d, CategoricalDistribution):
+            return any(value == c and type(value) is type(c) for c in d.choices)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return False
+        return bool(d._contains(value)) and (isinstance(d, FloatDistribution) or value % 1 == 0)
+
+
+def tidy(distribution: BaseDistribution, value: Any) -> Value:
+    """The value as Hydra would write it: a step of 0.1 gives 0.3, not 0.30000000000000004."""
+    if isinstance(distribution, FloatDistribution) and distribution.step is not None:
+        low, step = Decimal(str(distribution.low)), Decimal(str(distribution.step))
+        return float(low + round((value - distribution.low) / distribution.step) * step)
+    result: Value = value
+    return result
+
+
+def shown_params(
+    params: Mapping[str, Any], distributions: Mapping[str, BaseDistribution]
+) -> dict[str, Value]:
+    """Optuna's parameters of a trial as people see them."""
+    return {
+        (name.partition("@")[0] if "=" in name else name): tidy(distributions[name], value)
+        for name, value in params.items()
+    }
+
+
+def point_key(point: Mapping[str, Value]) -> frozenset[tuple[str, Value]]:
+    """What makes two points the same."""
+    return frozenset(point.items())
+
+
+@dataclass(frozen=True)
+class Space:
+    """What is searched, what stays fixed.
+
+    Attributes:
+        parameters: all of them; a group stands before what its options own.
+        fixed: overrides that hold for every trial, in the order given.
+    """
+
+    parameters: tuple[Parameter, ...]
+    fixed: tuple[str, ...] = ()
+
+    @property
+    def is_grid(self) -> bool:
+        """No parameter is an interval, so the sweep is the full grid."""
+        return not any(p.is_interval for p in self.parameters)
+
+    @property
+    def texts(self) -> dict[str, str]:
+        """Each key with its sweeps, as people read them."""
+        texts: dict[str, str] = {}
+        for p in self.parameters:
+            text = p.text if p.owner is None else f"{p.text} for {'='.join(p.owner)}"
+            texts[p.key] = f"{texts[p.key]}; {text}" if p.key in texts else text
+        return texts
+
+    def active(self, point: Mapping[str, Value]) -> Iterator[Parameter]:
+        """The parameters that exist at a point, in their order; it may grow meanwhile."""
+        return (p for p in self.parameters if p.is_active(point))
+
+    def is_whole(self, point: Mapping[str, Value]) -> bool:
+        """Whether the point has a value for each parameter that exists there."""
+        return all(p.key in point for p in self.active(point))
 
     def grid(self) -> Iterator[dict[str, Value]]:
-        """Each combination of a discrete space once, the last parameter moving fastest."""
-        columns = [_choices(d) for d in self.parameters.values()]
-        for point in itertools.product(*columns):
-            yield dict(zip(self.parameters, point, strict=True))
+        """Each point of a finite space once, the last parameter moving fastest."""
+        return _grid(self.parameters, {})
 
-    def grid_size(self) -> int:
-        return math.prod(len(_choices(d)) for d in self.parameters.values())
+    def size(self) -> int | None:
+        """How many points there are; None if one parameter is a continuous range."""
+        return _size(self.parameters, {}, {p.owner[0] for p in self.parameters if p.owner})
+
+    def to_overrides(self, point: Mapping[str, Value]) -> list[str]:
+        """The overrides that set a point."""
+        return [f"{p.prefix}{p.key}={point[p.key]}" for p in self.active(point) if p.key in point]
+
+    def to_json(self) -> tuple[dict[str, Any], ...]:
+        """The parameters as plain data, for the study's record."""
+        return tuple(
+            {**vars(p), "distribution": distribution_to_json(p.distribution)}
+            for p in self.parameters
+        )
+
+    @classmethod
+    def from_json(cls, data: Iterable[Mapping[str, Any]], fixed: Iterable[str]) -> Space:
+        """The space of a study's record."""
+        parameters = (
+            Parameter(
+                **{
+                    **item,
+                    "distribution": json_to_distribution(item["distribution"]),
+                    "owner": tuple(item["owner"]) if item["owner"] else None,
+                }
+            )
+            for item in data
+        )
+        return cls(tuple(parameters), tuple(fixed))
 
 
-def to_overrides(params: Mapping[str, Value]) -> list[str]:
-    """The overrides that set a trial's parameters."""
-    return [f"{key}={value}" for key, value in params.items()]
+def _grid(
+    parameters: Sequence[Parameter], point: Mapping[str, Value]
+) -> Iterator[dict[str, Value]]:
+    if not parameters:
+        yield dict(point)
+        return
+    first, rest = parameters[0], parameters[1:]
+    if not first.is_active(point):
+        yield from _grid(rest, point)
+        return
+    for value in first.values():
+        yield from _grid(rest, {**point, first.key: value})
 
 
-def parse_space(
-    arguments: Sequence[str], study_space: Mapping[str, Any], config_loader: ConfigLoader
-) -> Space:
-    """Split a sweep's command line into parameters and fixed overrides.
-
-    Args:
-        arguments: the task overrides of `lzsweep -m`, sweeps among them.
-        study_space: `study.space` of the config: key -> sweep text; the command line wins.
-        config_loader: expands `glob(...)` over the options of a group.
-
-    Raises:
-        ConfigError: everything wrong with the space, at once.
-    """
-    problems: list[str] = []
-    parameters: dict[str, BaseDistribution] = {}
-    texts: dict[str, str] = {}
-    fixed: list[str] = []
-    is_grid = True
-    parser = OverridesParser.create(config_loader=config_loader)
-    given = parser.parse_overrides(list(arguments))
-    typed = {override.key_or_group for override in given}
-    for key, text in study_space.items():
-        if key not in typed:
-            given += parser.parse_overrides([f"{key}={text}"])
-    # As in Hydra the last word on a key holds, be it a value or a sweep.
-    for override in {o.get_key_element(): o for o in given}.values():
-        if not override.is_sweep_override():
-            fixed.append(override.input_line or "")
+def _size(
+    parameters: Sequence[Parameter], point: Mapping[str, Value], owners: set[str]
+) -> int | None:
+    """Count without listing: only groups that own parameters are followed choice by choice."""
+    n = 1
+    for i, p in enumerate(parameters):
+        if not p.is_active(point):
             continue
-        name = override.get_key_element()
-        try:
-            parameters[name] = _distribution(override)
-            texts[name] = override.get_value_string()
-            is_grid &= not override.is_interval_sweep()
-        except ValueError as error:
-            problems.append(f"{override.input_line}: {error}")
-    if problems:
-        raise ConfigError(problems)
-    return Space(parameters, tuple(fixed), texts, is_grid)
-
-
-def _distribution(override: Override) -> BaseDistribution:
-    from hydra_plugins.hydra_optuna_sweeper._impl import (
-        create_optuna_distribution_from_override,
-    )
-    from optuna.distributions import CategoricalDistribution
-
-    if override.is_choice_sweep():
-        choices = [_encode(value) for value in override.sweep_iterator()]
-        if not choices:
-            raise ValueError("a choice needs at least one value; `glob` matched no option")
-        return CategoricalDistribution(list(dict.fromkeys(choices)))
-    if override.is_interval_sweep():
-        _check_interval(override.value())
-    distribution: BaseDistribution = create_optuna_distribution_from_override(override)
-    return distribution
-
-
-def _check_interval(interval: Any) -> None:
-    assert isinstance(interval, IntervalSweep)
-    low, high = interval.start, interval.end
-    assert low is not None
-    assert high is not None
-    if low > high:
-        raise ValueError(
-            f"`low <= high` must hold for an interval, but got low={low}, high={high};"
-            " swap the two"
-        )
-    if "log" in interval.tags and low <= 0:
-        raise ValueError(
-            f"`low > 0` must hold for a log interval, but got low={low};"
-            " raise it or take the tag off"
-        )
-    if unknown := interval.tags - {"log"}:
-        raise ValueError(f"unknown tag {', '.join(sorted(unknown))}; the one known tag is `log`")
-
-
-def _encode(value: Any) -> Value:
-    if isinstance(value, bool | int | float):
-        return value
-    return Override._get_value_element_as_str(value)
-
-
-def _choices(distribution: BaseDistribution) -> Sequence[Value]:
-    from optuna.distributions import (
-        CategoricalDistribution,
-        FloatDistribution,
-        IntDistribution,
-    )
-
-    if isinstance(distribution, CategoricalDistribution):
-        return distribution.choices  # type: ignore[return-value]  # _encode made no None
-    if isinstance(distribution, IntDistribution):
-        return range(distribution.low, distribution.high + 1, distribution.step)
-    assert isinstance(distribution, FloatDistribution)
-    assert distribution.step is not None, "only an interval has no step, and it makes no grid"
-    n = round((distribution.high - distribution.low) / distribution.step) + 1
-    return [distribution.low + i * distribution.step for i in range(n)]
+        if p.key in owners:
+            parts = [_size(parameters[i + 1 :], {**point, p.key: v}, owners) for v in p.values()]
+            sizes = [part for part in parts if part is not None]
+            return n * sum(sizes) if len(sizes) == len(parts) else None
+        size = p.size()
+        if size is None:
+            return None
+        n *= size
+    return n

@@ -5,11 +5,13 @@ trial is all rows of one origin, and its number is the number of the first row. 
 knows that: everybody else sees `Trial` records.
 
 Kept in the study: `record` (what is swept, frozen at its creation), `budget` (the last command's
-word) and `stopped` (why it ended early). What reads, decides and writes holds the study-wide lock.
+word), `stopped` (why it ended early) and `warm_start` (the study that the sampler learns from, and
+until when). What reads, decides and writes holds the study-wide lock.
 """
 
 from __future__ import annotations
 
+import json
 import time
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -17,7 +19,9 @@ from contextlib import contextmanager
 from copy import copy
 from dataclasses import asdict
 from datetime import datetime, timedelta
+from functools import cached_property
 from statistics import fmean
+from typing import Any
 
 import optuna
 import sqlalchemy
@@ -31,6 +35,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from lzsweep.errors import UserError
 from lzsweep.sweep.budget import Budget
 from lzsweep.sweep.process import is_alive, this_process
+from lzsweep.sweep.proposal import propose
 from lzsweep.sweep.record import (
     RUNG,
     Claim,
@@ -42,7 +47,7 @@ from lzsweep.sweep.record import (
     next_attempt,
     trial_of,
 )
-from lzsweep.sweep.space import Space, Value
+from lzsweep.sweep.space import Space, Value, point_key
 from lzsweep.sweep.standing import judge
 from lzsweep.sweep.storage import GRACE_S, database_lock, open_storage, shown_url
 
@@ -62,11 +67,23 @@ class Study:
     def __init__(self, storage: RDBStorage, study: optuna.Study) -> None:
         self._storage = storage
         self._study = study
+        self._ended: dict[int, Trial] = {}  # row -> its trial, which changes no more
+        self._lessons: Sequence[FrozenTrial] = ()
         self.name: str = study.study_name
 
     @property
     def record(self) -> Record:
         return Record.from_json(self._study.user_attrs["record"])
+
+    @cached_property
+    def space(self) -> Space:
+        """What is searched, as it was when the study was created."""
+        record = self.record
+        return Space.from_json(record.tree, record.fixed)
+
+    @cached_property
+    def _size(self) -> int | None:
+        return self.space.size()
 
     @property
     def budget(self) -> Budget:
@@ -80,10 +97,21 @@ class Study:
         record = self._study.user_attrs["record"]
         self._study.set_user_attr("record", {**record, "parent_run_id": run_id})
 
-    def set_deciders(self, sampler: BaseSampler, pruner: BasePruner) -> None:
-        """Set who chooses the points and who stops the bad ones."""
+    def set_deciders(
+        self, sampler: BaseSampler, pruner: BasePruner, lessons: Sequence[FrozenTrial] = ()
+    ) -> None:
+        """Set who chooses the points, who stops the bad ones, what the first learns besides."""
         self._study.sampler = sampler
         self._study.pruner = pruner
+        self._lessons = lessons
+
+    def set_teacher(self, name: str, until: datetime) -> None:
+        """Let the samplers learn from what another study had found at a time."""
+        self._study.set_user_attr("warm_start", {"study": name, "until": until.isoformat()})
+
+    def teacher(self) -> tuple[str, datetime] | None:
+        kept = self._study.user_attrs.get("warm_start")
+        return (kept["study"], datetime.fromisoformat(kept["until"])) if kept else None
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -93,13 +121,23 @@ class Study:
 
     # What there is
 
+    def rows(self) -> list[FrozenTrial]:
+        """Optuna's rows, for samplers; whoever looks at trials takes `trials`."""
+        return self._study.get_trials(deepcopy=False)
+
     def trials(self) -> list[Trial]:
         """All trials in the order of their numbers, each once whatever its attempts."""
-        return [trial_of(row) for row in self._latest_rows()]
+        return [self._trial_of(row) for row in self._latest_rows()]
+
+    def _trial_of(self, row: FrozenTrial) -> Trial:
+        trial = self._ended.get(row._trial_id) or trial_of(row)
+        if row.state.is_finished():
+            self._ended[row._trial_id] = trial
+        return trial
 
     def _latest_rows(self) -> list[FrozenTrial]:
         latest: dict[int, tuple[int, FrozenTrial]] = {}
-        for row in self._study.get_trials(deepcopy=False):
+        for row in self.rows():
             origin = row.system_attrs.get("origin", {})
             number, attempt = origin.get("number", row.number), origin.get("attempt", 1)
             if number not in latest or latest[number][0] < attempt:
@@ -115,13 +153,29 @@ class Study:
             return not any(t.state == "waiting" and t.attempt > 1 for t in trials)
         return bool(self.spent(trials))
 
-    def spent(self, trials: Sequence[Trial] | None = None) -> str:
-        """What of the budget but the number of trials is spent, for people; else empty."""
+    def spent(
+        self, trials: Sequence[Trial] | None = None, attrs: Mapping[str, Any] | None = None
+    ) -> str:
+        """What of the budget but the number of trials is spent, for people; else empty.
+
+        Args:
+            trials: all of the study's, if they are known already.
+            attrs: the study's attributes, if they are known already; each look costs a query.
+        """
         trials = self.trials() if trials is None else trials
-        record = self.record
-        return self.budget.spent(
-            trials, record.directions, time.time() - record.created, self.device_hours()
-        )
+        attrs = attrs or self._study.user_attrs
+        record, budget = Record.from_json(attrs["record"]), Budget(**attrs["budget"])
+        hours = 0.0 if budget.max_device_hours is None else self.device_hours()
+        n_finished = sum(t.is_finished for t in trials)
+        if self._size is not None and n_finished < budget.n_trials:
+            finished = [t for t in trials if t.is_finished]
+            if len(self._points(finished)) >= self._size:
+                return "every point of the space is trained"
+        return budget.spent(trials, record.directions, time.time() - record.created, hours)
+
+    def _points(self, trials: Sequence[Trial]) -> set[frozenset[tuple[str, Value]]]:
+        """The points of these trials; one with parameters yet to be chosen is none."""
+        return {point_key(t.params) for t in trials if self.space.is_whole(t.params)}
 
     def device_hours(self) -> float:
         """Hours of a whole device that all attempts took together, lost ones included."""
@@ -153,18 +207,29 @@ class Study:
 
     # Claim, report, tell
 
-    def enqueue(self, points: Sequence[Mapping[str, Value]], space: Space) -> None:
-        """Queue points that no trial has yet; called under the lock."""
-        known = [dict(t.params) for t in self.trials()]
+    def enqueue(self, points: Sequence[Mapping[str, Value]]) -> None:
+        """Queue points that no trial has yet; called under the lock.
+
+        A point may leave parameters open, which the sampler chooses when it is claimed.
+        """
+        queued = {row.system_attrs.get("enqueued") for row in self.rows()}
+        known = self._points(self.trials())
         for point in points:
-            if dict(point) not in known:
-                self._study.add_trial(
-                    create_trial(
-                        state=TrialState.WAITING,
-                        params=dict(point),
-                        distributions=dict(space.parameters),
-                    )
+            is_whole = self.space.is_whole(point)
+            text = json.dumps(point, sort_keys=True)
+            if (point_key(point) in known) if is_whole else (text in queued):
+                continue
+            known.add(point_key(point))
+            queued.add(text)
+            parameters = [p for p in self.space.active(point) if p.key in point]
+            self._study.add_trial(
+                create_trial(
+                    state=TrialState.WAITING,
+                    params={p.name: point[p.key] for p in parameters},
+                    distributions={p.name: p.distribution for p in parameters},
+                    system_attrs={} if is_whole else {"enqueued": text},
                 )
+            )
 
     def claim(
         self, space: Space, worker: str, share: float = 1.0, threads: int = 0
@@ -172,7 +237,8 @@ class Study:
         """Take the next attempt to train, or None when there is none right now.
 
         Retries go first: they belong to trials that are counted already. A new point is taken
-        only while finished, running and retried trials together stay below the budget.
+        only while finished, running and retried trials together stay below the budget, and only
+        one that no trial has.
 
         Args:
             space: what is searched.
@@ -184,29 +250,35 @@ class Study:
             trials = self.trials()
             if not self.may_claim(space, trials):
                 return None
+            known = self._points(trials)
             waiting = [t for t in trials if t.state == "waiting"]
             retries = [t for t in waiting if t.attempt > 1]
             if retries or waiting:
                 row = self._start([*retries, *waiting][0].row)
             else:
-                row = self._study.ask()
-            for name, distribution in space.parameters.items():
-                row._suggest(name, distribution)
+                # `ask` would look for waiting rows once more.
+                new = self._study._storage.create_new_trial(self._study._study_id)
+                row = optuna.Trial(self._study, new)
+            propose(self._study, row._cached_frozen_trial, space, known, self._lessons)
             self.beat([row._trial_id])  # first, so that whoever has a claim has a heartbeat
             place = {"worker": worker, "share": share, "threads": threads}
             row.set_user_attr("claim", {**this_process(), **place})
-            return Claim(trial_of(self._storage.get_trial(row._trial_id)), row._trial_id)
+            return Claim(trial_of(row._cached_frozen_trial), row._trial_id)
 
     def may_claim(self, space: Space, trials: Sequence[Trial] | None = None) -> bool:
         """Whether there is something to claim; who has the lock can rely on it."""
         trials = self.trials() if trials is None else trials
-        if self.stopped() or self.spent(trials):
+        attrs = self._study.user_attrs  # one query for all of them
+        if attrs["stopped"] or self.spent(trials, attrs):
             return False
         waiting = [t for t in trials if t.state == "waiting"]
         if any(t.attempt > 1 for t in waiting):
             return True
         n_begun = sum(t.is_finished or t.state == "running" for t in trials)
-        return n_begun < self.n_trials and bool(waiting or not space.is_grid)
+        if n_begun >= attrs["budget"]["n_trials"]:
+            return False
+        is_all_begun = self._size is not None and len(self._points(trials)) >= self._size
+        return bool(waiting) or not (space.is_grid or is_all_begun)
 
     def open_rows(self) -> OpenRows:
         """The attempts that are running or waiting, by one cheap query.

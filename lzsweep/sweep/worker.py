@@ -31,6 +31,7 @@ from rich.console import Console
 from lzsweep.config import ARTIFACTS, WEIGHTS_FILE, compose, make_loader
 from lzsweep.sweep.attempt import Attempt
 from lzsweep.sweep.forkserver import await_forkserver, start_forkserver
+from lzsweep.sweep.lesson import find_lessons, teach
 from lzsweep.sweep.record import Claim, Ending, SeedResult, Trial
 from lzsweep.sweep.report import finish_study
 from lzsweep.sweep.seeds import (
@@ -42,7 +43,6 @@ from lzsweep.sweep.seeds import (
     write_means,
 )
 from lzsweep.sweep.slots import Slot, find_slots
-from lzsweep.sweep.space import parse_space, to_overrides
 from lzsweep.sweep.storage import DATABASE_ERRORS, first_line
 from lzsweep.sweep.study import OpenRows, Study, TrialLost, open_study
 from lzsweep.sweep.trial import End, Kind, Report, Spec, Word
@@ -79,9 +79,16 @@ def join(cfg: DictConfig) -> None:
     hydra = HydraConfig.get()
     # A seeded sampler must not propose the same points in every worker and after every restart.
     offset = 7919 * hydra.job.num + len(study.trials())
-    study.set_deciders(
-        make_sampler(hydra.sweeper.sampler, offset), make_pruner(hydra.sweeper.pruner)
+    sampler, pruner = (
+        make_sampler(hydra.sweeper.sampler, offset),
+        make_pruner(hydra.sweeper.pruner),
     )
+    lessons: list[Any] = []
+    if teacher := study.teacher():
+        url, record = cfg.study.storage, study.record
+        lessons, _ = find_lessons(url, *teacher, pupil=study.name, record=record)
+        teach(sampler, lessons, study.space)
+    study.set_deciders(sampler, pruner, lessons)
     worker = Worker(study, cfg)
     await_forkserver()
     worker.run()
@@ -101,6 +108,8 @@ def make_sampler(node: DictConfig, seed_offset: int = 0) -> Any:
     """
     plain = OmegaConf.to_container(node, resolve=True)
     assert isinstance(plain, dict)
+    if plain.get("warn_independent_sampling"):
+        plain["warn_independent_sampling"] = False  # what a choice owns is meant to be sampled so
     if plain.get("seed") is not None:
         plain["seed"] += seed_offset
     if plain["_target_"] == "optuna.samplers.GridSampler":
@@ -124,7 +133,7 @@ class Worker:
         self._name = f"{socket.gethostname()}:{os.getpid()}"
         self._folder = Path(self._record.folder)
         self._loader = make_loader(self._record.conf)
-        self._space = parse_space([], self._record.space, self._loader)
+        self._space = study.space
         self._slots = find_slots(str(cfg.worker.slots), cfg.worker.slots_per_device)
         # The study has a run of its own if its trials are to have some.
         self._recorder = Recorder(**cfg.tracking) if self._record.parent_run_id else None
@@ -235,7 +244,7 @@ class Worker:
 
     def _compose(self, trial: Trial, seed: int | None = None) -> dict[str, Any]:
         with self._composing:  # Hydra's registries are not made for threads
-            overrides = [*self._record.fixed, *to_overrides(trial.params)]
+            overrides = [*self._record.fixed, *self._space.to_overrides(trial.params)]
             last = [] if seed is None else [f"seed={seed}"]
             return compose(self._loader, [*overrides, *last], self._record.config_name)
 

@@ -13,7 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from lzsweep.config import ARTIFACTS, WEIGHTS_FILE, objectives, target_problems
+from lzsweep.config import ARTIFACTS, WEIGHTS_FILE, objectives, take_spaces, target_problems
 from lzsweep.errors import ConfigError, LzsweepError, UserError
 from lzsweep.tracking.client import redact
 from lzsweep.tracking.journal import Status
@@ -36,10 +36,11 @@ def run(cfg: DictConfig) -> float | list[float]:
     Raises:
         UserError: the data is missing, MLflow does not answer, or an objective was never logged.
     """
+    hydra = HydraConfig.get()
+    take_spaces(cfg, hydra.runtime.choices)  # only a sweep searches
     config = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     assert isinstance(config, dict)
     plain = {str(key): value for key, value in config.items()}
-    hydra = HydraConfig.get()
     folder = Path(hydra.runtime.output_dir)
     if problems := target_problems(plain):
         raise ConfigError(problems)

@@ -16,8 +16,7 @@ from lzsweep.sweep.study import Study, open_study
 from lzsweep.sweep.trial import End
 from lzsweep.tracking.journal import Journal, read_records
 from tests.sweep.conftest import Cli, find_runs
-from tests.sweep.test_study import LINE, make_study, must_claim, url  # noqa: F401
-from tests.sweep.test_study import postgres as postgres
+from tests.sweep.test_study import LINE, make_study, must_claim
 from tests.sweep.test_sweep import trial_processes, watching
 
 OBJECTIVE = "val/loss_unweighted"
@@ -50,7 +49,7 @@ def test_means_are_noted_where_all_seeds_have_been(tmp_path: Path) -> None:
     ]
 
 
-def test_a_retry_keeps_the_seeds_that_are_complete(url: str) -> None:  # noqa: F811
+def test_a_retry_keeps_the_seeds_that_are_complete(url: str) -> None:
     study = make_study(url, n_trials=1)
     claim = must_claim(study)
     study.keep_seed(claim, SeedResult(1, (0.5,), {"loss": 0.5}, 3.0))

@@ -1,89 +1,112 @@
-"""The search space: Hydra's sweep syntax keeps Hydra's meaning."""
+"""The search space: its points, its size, its overrides, with and without conditions."""
 
 from __future__ import annotations
 
+import json
+
 import pytest
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra._internal.utils import create_config_search_path
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-from lzsweep.errors import ConfigError
-from lzsweep.sweep.space import Space, parse_space, to_overrides
+from lzsweep.sweep.space import Parameter, Space, Value, shown_params
+
+NETWORK = Parameter("network", CategoricalDistribution(["small", "mine", "big"]), "small,mine,big")
+MINE = ("network", "mine")
+TREE = Space(
+    (
+        NETWORK,
+        Parameter("seed", IntDistribution(1, 2), "range(1,3)"),
+        Parameter("lr", CategoricalDistribution([0.1, 0.2]), "0.1,0.2", owner=MINE),
+        Parameter("lr", CategoricalDistribution([0.5]), "0.5", owner=("network", "big")),
+        Parameter("loss.l2", CategoricalDistribution([0]), "0", owner=MINE, prefix="++"),
+    ),
+    ("batch_size=64",),
+)
 
 
-def parse(*arguments: str, **study_space: str) -> Space:
-    loader = ConfigLoaderImpl(create_config_search_path(None))
-    return parse_space(arguments, study_space, loader)
+def test_the_grid_of_a_tree_holds_each_combination_once() -> None:
+    points = list(TREE.grid())
+    assert points == [
+        {"network": "small", "seed": 1},
+        {"network": "small", "seed": 2},
+        {"network": "mine", "seed": 1, "lr": 0.1, "loss.l2": 0},
+        {"network": "mine", "seed": 1, "lr": 0.2, "loss.l2": 0},
+        {"network": "mine", "seed": 2, "lr": 0.1, "loss.l2": 0},
+        {"network": "mine", "seed": 2, "lr": 0.2, "loss.l2": 0},
+        {"network": "big", "seed": 1, "lr": 0.5},
+        {"network": "big", "seed": 2, "lr": 0.5},
+    ]
+    assert TREE.size() == len(points)
+    assert all(TREE.is_whole(point) for point in points)
+    assert not TREE.is_whole({"network": "mine", "seed": 1})
 
 
-def test_sweeps_become_distributions_and_the_rest_stays_fixed() -> None:
-    space = parse(
-        "network=small,big", "lr=tag(log,interval(1e-4,1e-1))", "~callbacks", "seed=3", "+a=[1,2]"
-    )
-    assert space.parameters == {
-        "network": CategoricalDistribution(["small", "big"]),
-        "lr": FloatDistribution(1e-4, 1e-1, log=True),
+def test_what_a_choice_owns_has_a_name_of_its_own_and_people_see_the_key() -> None:
+    assert [p.name for p in TREE.parameters] == [
+        "network", "seed", "lr@network=mine", "lr@network=big", "loss.l2@network=mine",
+    ]  # fmt: skip
+    d = FloatDistribution(0, 1)
+    assert shown_params({"lr@network=mine": 0.25, "db@backup": 1}, dict.fromkeys(
+        ["lr@network=mine", "db@backup"], d
+    )) == {"lr": 0.25, "db@backup": 1}  # fmt: skip
+    assert TREE.texts == {
+        "network": "small,mine,big",
+        "seed": "range(1,3)",
+        "lr": "0.1,0.2 for network=mine; 0.5 for network=big",
+        "loss.l2": "0 for network=mine",
     }
-    assert space.fixed == ("~callbacks", "seed=3", "+a=[1,2]")
-    assert space.texts == {"network": "small,big", "lr": "tag(log,interval(1e-4,1e-1))"}
-    assert not space.is_grid
 
 
-def test_a_range_excludes_its_end_and_makes_a_grid_with_choices() -> None:
-    space = parse("blocks=range(1,4)", "network=tiny,small")
-    assert space.parameters["blocks"] == IntDistribution(1, 3)
-    assert space.is_grid
-    points = list(space.grid())
-    assert len(points) == space.grid_size() == 6
-    assert points[0] == {"blocks": 1, "network": "tiny"}
-    assert points[1] == {"blocks": 1, "network": "small"}
+def test_overrides_are_those_of_the_choice() -> None:
+    point: dict[str, Value] = {"network": "mine", "seed": 2, "lr": 0.2, "loss.l2": 0}
+    assert TREE.to_overrides(point) == ["network=mine", "seed=2", "lr=0.2", "++loss.l2=0"]
+    assert TREE.to_overrides({"network": "small", "lr": 0.2}) == ["network=small"]
 
 
-def test_an_interval_of_integers_is_no_grid() -> None:
-    assert not parse("blocks=interval(1,4)").is_grid
+def test_a_condition_may_hang_on_a_condition() -> None:
+    space = Space(
+        (
+            NETWORK,
+            Parameter("optimizer", CategoricalDistribution(["sgd", "adamw"]), "", owner=MINE),
+            Parameter("lr", IntDistribution(1, 3), "", owner=("optimizer", "adamw")),
+        )
+    )
+    assert space.size() == len(list(space.grid())) == 1 + (1 + 3) + 1
+
+
+def test_a_study_keeps_the_space_as_data() -> None:
+    data = json.loads(json.dumps(TREE.to_json()))
+    assert Space.from_json(data, TREE.fixed) == TREE
 
 
 @pytest.mark.parametrize(
-    ("sweep", "overrides"),
+    ("distribution", "size"),
     [
-        ("a=1,2", ["a=1"]),
-        ("a=null,2", ["a=null"]),
-        ("a=true,false", ["a=True"]),
-        ("a='x y',z", ["a='x y'"]),
-        ("a=[1,2],[3]", ["a=[1,2]"]),
-        ("a={b:1},{b:2}", ["a={b:1}"]),
-        ("a=1e-5,1e-4", ["a=1e-05"]),
-        ("a=choice(x,y)", ["a=x"]),
-        ("a=range(0,1,0.25)", ["a=0.0"]),
+        (IntDistribution(1, 7, step=2), 4),
+        (IntDistribution(1, 8, log=True), 8),
+        (FloatDistribution(0, 0.9, step=0.1), 10),
+        (FloatDistribution(0.5, 0.5), 1),
+        (FloatDistribution(0, 1), None),
+        (CategoricalDistribution(["a", "b"]), 2),
     ],
 )
-def test_a_point_becomes_overrides_that_compose(sweep: str, overrides: list[str]) -> None:
-    assert to_overrides(next(parse(sweep).grid())) == overrides
+def test_a_space_knows_whether_it_is_finite(
+    distribution: IntDistribution | FloatDistribution | CategoricalDistribution, size: int | None
+) -> None:
+    parameter = Parameter("a", distribution, "")
+    assert Space((parameter,)).size() == size
+    if size is not None:
+        assert len(parameter.values()) == size
+        assert all(parameter.holds(value) for value in parameter.values())
 
 
-def test_the_last_word_on_a_key_holds() -> None:
-    space = parse("lr=interval(0,1)", "network=tiny", "network=tiny,small", "lr=0.5")
-    assert list(space.parameters) == ["network"]
-    assert space.fixed == ("lr=0.5",)
+def test_a_huge_grid_is_counted_not_listed() -> None:
+    axis = [Parameter(f"a{i}", IntDistribution(0, 9_999), "") for i in range(5)]
+    assert Space(tuple(axis)).size() == 10**20
+    assert next(Space(tuple(axis)).grid()) == {f"a{i}": 0 for i in range(5)}
 
 
-def test_an_added_key_is_searched_as_an_addition() -> None:
-    assert to_overrides(next(parse("+mine=1,2").grid())) == ["+mine=1"]
-
-
-def test_equal_choices_are_one_point() -> None:
-    assert len(list(parse("a=1,1,2").grid())) == 2
-
-
-def test_the_command_line_wins_over_the_study_space() -> None:
-    space = parse("lr=0.1", lr="interval(0.1,1)", batch_size="64,128")
-    assert list(space.parameters) == ["batch_size"]
-    assert space.fixed == ("lr=0.1",)
-
-
-def test_all_problems_are_told_at_once() -> None:
-    with pytest.raises(ConfigError, match=r"low=2.0, high=1.0") as caught:
-        parse("a=interval(2,1)", "b=tag(log,interval(0,1))", "c=tag(lin,interval(0,1))")
-    text = str(caught.value)
-    assert "b=tag(log,interval(0,1)): `low > 0` must hold" in text
-    assert "unknown tag lin" in text
+def test_a_parameter_holds_values_of_its_type_only() -> None:
+    blocks = Parameter("blocks", IntDistribution(1, 8), "")
+    assert [blocks.holds(v) for v in (1, 8, 9, 2.5, True, "2")] == [True, True] + [False] * 4
+    flag = Parameter("flag", CategoricalDistribution([True, "null"]), "")
+    assert [flag.holds(v) for v in (True, 1, "null", None)] == [True, False, True, False]

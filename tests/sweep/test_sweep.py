@@ -58,6 +58,99 @@ def test_discrete_choices_are_the_full_grid_each_once(cli: Cli, work: Path) -> N
     assert points == [("small", 0.01), ("small", 0.05), ("tiny", 0.01), ("tiny", 0.05)]
 
 
+def own_network(work: Path) -> None:
+    """A network of the user's own that owns a part of the search space."""
+    (work / "conf/network").mkdir(parents=True)
+    (work / "conf/network/mine.yaml").write_text(
+        "defaults: [tiny]\nblocks: 1\nspace: {lr: '0.01,0.02'}\n"
+    )
+
+
+def test_an_option_owns_its_space_and_a_known_good_point_comes_first(cli: Cli, work: Path) -> None:
+    own_network(work)
+    command = (
+        "study.name=o", "network=tiny,mine", "hydra/sweeper/pruner=none", "worker.slots=1",
+        "study.enqueue=[{network: mine, lr: 0.02}]",
+    )  # fmt: skip
+    out = cli.sweep(*command)
+    assert "network=tiny,mine lr=0.01,0.02 for network=mine; 3 trials" in out
+    status = check_study(cli, work, "o", 3)
+    params = [t["params"] for t in status["trials"]]
+    assert params == [
+        {"network": "mine", "lr": 0.02},
+        {"network": "tiny"},
+        {"network": "mine", "lr": 0.01},
+    ]
+    for trial, rate in zip(status["trials"], ("0.02", "0.05", "0.01"), strict=True):
+        config = work / f"multirun/o/{trial['number']}/config.yaml"
+        if config.exists():
+            assert f"lr: {rate}" in config.read_text()
+    code, shown, err = cli("status", "o")
+    assert code == 0, err
+    assert shown.splitlines()[0].split()[:4] == ["#", "state", "network", "lr"]
+    assert "study o is complete: 3 of 3 trials" in cli.sweep(*command)
+    code, out, err = cli("--config-dir", "multirun/o", "+best=best", "--cfg", "job")
+    assert code == 0, err
+    best = status["best"]["params"]
+    assert f"lr: {best.get('lr', 0.05)}\n" in out
+    # Its best.yaml is a known-good point of the next study, and the space no key of a plain run.
+    out = cli.sweep(
+        "study.name=p", "network=tiny,mine", "seed=1,2", "study.n_trials=1",
+        "study.enqueue=[multirun/o/best/best.yaml]",
+    )  # fmt: skip
+    (trial,) = check_study(cli, work, "p", 1)["trials"]
+    assert trial["params"] == {"seed": 1, **best}
+    code, _, err = cli(*QUICK, "network=mine", "logger=none")
+    assert code == 0, err
+
+
+def test_a_seeded_sweep_repeats_and_teaches_another(cli: Cli, work: Path) -> None:
+    command = (
+        *SPACE, "worker.slots=1", "study.n_trials=4", "hydra.sweeper.sampler.seed=3",
+        "hydra.sweeper.sampler.n_startup_trials=2", "trainer.max_epochs=1",
+    )  # fmt: skip
+    points = []
+    for name in ("a", "b"):
+        cli.sweep(f"study.name={name}", f"study.storage=sqlite:///{name}.db", *command)
+        trials = open_study(f"sqlite:///{name}.db", name).trials()
+        points.append([(t.params, t.values) for t in trials])
+    assert points[0] == points[1]
+    assert len(points[0]) == 4
+    out = cli.sweep(
+        "study.name=c", "study.storage=sqlite:///a.db", *SPACE, "study.n_trials=1",
+        "study.warm_start=a", "trainer.max_epochs=1",
+    )  # fmt: skip
+    assert "the sampler learns from 4 trials of a; 0 do not fit this search space" in out
+    assert "c: 1 of 1 trials finished" in out
+    code, _, err = cli("-m", *QUICK, *SPACE, "study.name=d", "study.warm_start=none")
+    assert code == 2
+    assert "there is no 'none' in it" in err
+    assert not (work / "multirun/d").exists()
+
+
+def test_a_sweep_that_cannot_be_is_refused_with_all_that_is_wrong(cli: Cli, work: Path) -> None:
+    own_network(work)
+    (work / "conf/optimizer").mkdir()
+    (work / "conf/optimizer/bad.yaml").write_text(
+        "defaults: [sgd]\nspace: {lr: 'interval(2,1)', network.blocks: 'interval(1,4)'}\n"
+    )
+    code, _, err = cli(
+        "-m", "network=mine,smal", "optimizer=sgd,bad", "study.enqueue=[{batch_size: 1}]",
+        "hydra/sweeper/sampler=grid", "study.warm_start=a",
+    )  # fmt: skip
+    assert code == 2
+    for part in (
+        "network=smal: the options of network are",
+        "network and optimizer both own lr",
+        "study.enqueue[0]: a point may set what is searched, but batch_size=1",
+        "sampler=grid needs discrete choices only, but network.blocks is an interval",
+        "study.warm_start needs a sampler that learns, but GridSampler learns from no others",
+    ):
+        assert part in err
+    assert not (work / "multirun").exists()
+    assert not (work / "lzsweep.db").exists()
+
+
 def test_best_is_a_config_that_trains_again(cli: Cli, work: Path) -> None:
     cli.sweep("study.name=b", "network=tiny", "lr=0.01,0.02", "hydra/sweeper/pruner=none")
     best = cli.status("b")["best"]

@@ -1,0 +1,126 @@
+"""What an attempt trains: the sampler's proposal, never a point that the study has already.
+
+Optuna writes a parameter the moment it is suggested and cannot take it back. So a point is drawn
+from the sampler first and written once it is known to be new: a proposal that is refused leaves
+no row, counts nowhere and is no lie to the samplers that look at running trials.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Collection, Container, Mapping, Sequence
+from itertools import islice
+from typing import Any
+
+import optuna
+from optuna.pruners import _filter_study
+from optuna.samplers import BaseSampler, RandomSampler
+from optuna.trial import FrozenTrial, TrialState
+
+from lzsweep.sweep.space import Space, Value, point_key, shown_params, tidy
+
+TRIES = 10
+"""How often the sampler is asked for a new point before chance is."""
+
+
+def propose(
+    study: optuna.Study,
+    row: FrozenTrial,
+    space: Space,
+    known: Collection[frozenset[tuple[str, Value]]],
+    lessons: Sequence[FrozenTrial],
+) -> None:
+    """Give a running row the parameters that it lacks.
+
+    Args:
+        study: with the sampler that decides.
+        row: running; what it has (of a queued point, of a retry) stays, the rest is added here
+            and in the database.
+        space: what is searched.
+        known: points that must not be trained again.
+        lessons: trials of another study that the sampler sees beside those of its own.
+    """
+    has = shown_params(row.params, row.distributions)
+    if space.is_whole(has):
+        return
+    point = _new_point(study, row, space, has, known, lessons)
+    for p in space.active(point):
+        if p.key not in has:
+            internal = p.distribution.to_internal_repr(point[p.key])
+            study._storage.set_trial_param(row._trial_id, p.name, internal, p.distribution)
+            row.distributions[p.name] = p.distribution
+            row.params[p.name] = point[p.key]
+
+
+def _new_point(
+    study: optuna.Study,
+    row: FrozenTrial,
+    space: Space,
+    has: Mapping[str, Value],
+    known: Collection[frozenset[tuple[str, Value]]],
+    lessons: Sequence[FrozenTrial],
+) -> dict[str, Value]:
+    study._thread_local.cached_all_trials = None
+    view = _filter_study(study, row)  # Hyperband shows each bracket its own trials
+    taught = _Taught(study, view, lessons) if lessons else view
+    chance = RandomSampler(seed=row.number)  # so that a seeded sweep repeats
+    point: dict[str, Value] = {}
+    for sampler in [study.sampler] * TRIES + [chance] * TRIES:
+        point = _draw(sampler, taught, row, space, has)
+        if point_key(point) not in known:
+            return point
+    if (size := space.size()) is None:
+        return point
+    free = (p for p in space.grid() if has.items() <= p.items() and point_key(p) not in known)
+    n_skipped = random.Random(row.number).randrange(max(1, size - len(known)))
+    ahead = list(islice(free, n_skipped + 1))
+    return ahead[-1] if ahead else point
+
+
+def _draw(
+    sampler: BaseSampler,
+    study: optuna.Study,
+    row: FrozenTrial,
+    space: Space,
+    has: Mapping[str, Value],
+) -> dict[str, Value]:
+    """One proposal, as `optuna.Trial` would sample it, but written nowhere."""
+    relative_space = sampler.infer_relative_search_space(study, row)
+    relative = sampler.sample_relative(study, row, relative_space)
+    point: dict[str, Value] = {}
+    for p in space.active(point):
+        d = p.distribution
+        if p.key in has:
+            point[p.key] = has[p.key]
+        elif d.single():
+            point[p.key] = p.values()[0]
+        elif p.name in relative and d._contains(d.to_internal_repr(relative[p.name])):
+            point[p.key] = tidy(d, relative[p.name])
+        else:
+            point[p.key] = tidy(d, sampler.sample_independent(study, row, p.name, d))
+    return point
+
+
+class _Taught(optuna.Study):
+    """The study as a sampler sees it: with the lessons before the trials of its own."""
+
+    def __init__(
+        self, study: optuna.Study, view: optuna.Study, lessons: Sequence[FrozenTrial]
+    ) -> None:
+        self.__dict__.update(study.__dict__)
+        self._view = view
+        self._lessons = lessons
+
+    def _get_trials(
+        self,
+        deepcopy: bool = True,
+        states: Container[TrialState] | None = None,
+        use_cache: bool = False,
+    ) -> list[Any]:
+        lessons = [t for t in self._lessons if states is None or t.state in states]
+        return [*lessons, *self._view._get_trials(deepcopy, states, use_cache)]
+
+    def get_trials(
+        self, deepcopy: bool = True, states: Container[TrialState] | None = None
+    ) -> list[FrozenTrial]:
+        return self._get_trials(deepcopy, states)
