@@ -4,7 +4,7 @@ BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-fast bench-data system-packages lint format types coverage constraints clean
+.PHONY: help install demo test test-fast bench-data bench-sweep system-packages lint format types coverage constraints clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -30,6 +30,15 @@ test-fast: install ## Run the tests that take seconds
 
 bench-data: install system-packages ## Measure reading, decoding and training beside named peers
 	$(BIN)/python -m benchmarks.data
+
+bench-sweep: install build/bench/peers/.venv/.installed ## Measure sweeps beside the stock sweeper, joblib and Ray Tune (half an hour)
+	$(BIN)/python -m benchmarks.sweep
+
+build/bench/peers/.venv/.installed: benchmarks/peers/requirements.txt pyproject.toml constraints.txt | install
+	$(BIN)/uv venv --quiet --allow-existing --python $(BIN)/python build/bench/peers/.venv
+	$(BIN)/uv pip install --quiet --python build/bench/peers/.venv/bin/python --constraint constraints.txt \
+		--requirements benchmarks/peers/requirements.txt --editable .
+	@touch $@
 
 # The engine's tests need programs of the system; without root they are left out.
 system-packages:

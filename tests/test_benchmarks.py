@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import data, table
+from benchmarks import claims, data, search, table
+from benchmarks.clock import Span, list_schedule_s, overhead_s, read_spans, wall_s, write_span
 from benchmarks.peers import chunkparser
+from benchmarks.sweepers import Outcome
 from benchmarks.table import Row
 from lzsweep.go.chunks import encode_game, format_binary
 from lzsweep.go.sgf import Game, read_games
@@ -45,6 +47,49 @@ def test_the_chunk_parser_gives_whole_batches() -> None:
     planes, policies, winners = next(chunkparser.read_batches([records], 64))
 
     assert (len(planes), len(policies), len(winners)) == (64 * 18 * 361, 64 * 362 * 4, 64 * 4)
+
+
+@pytest.mark.parametrize(
+    ("n_slots", "seconds"), [(1, 15.0), (2, 9.0), (3, 7.0), (4, 6.0), (9, 5.0)]
+)
+def test_a_list_schedule_gives_each_job_the_slot_that_is_free_first(
+    n_slots: int, seconds: float
+) -> None:
+    assert list_schedule_s([1.0, 2.0, 3.0, 4.0, 5.0], n_slots) == seconds
+
+
+def test_overhead_is_the_time_of_the_slots_that_no_training_filled() -> None:
+    spans = [Span(10.0, 12.0), Span(10.5, 13.0), Span(13.0, 14.0)]
+
+    assert wall_s(spans) == 4.0
+    assert overhead_s(spans, 2, wall_s(spans)) == pytest.approx((2 * 4.0 - 5.5) / 3)
+    assert overhead_s(spans, 2, 20.0) == pytest.approx((2 * 20.0 - 5.5) / 3)
+
+
+def test_trainings_are_read_in_the_order_in_which_they_began(tmp_path: Path) -> None:
+    later, first = Span(2.0, 3.0, best=1.5, logger="JournalLogger"), Span(1.0, 9.0)
+    write_span(later, tmp_path / "spans")
+    write_span(first, tmp_path / "spans")
+    (tmp_path / "spans" / "4-4.partial").write_text("{")
+
+    assert read_spans(tmp_path / "spans") == [first, later]
+
+
+def test_a_search_is_judged_by_when_it_was_first_as_good() -> None:
+    spans = [Span(101.0, 109.0, best=2.0), Span(101.0, 104.0, best=3.0), Span(105.0, 111.0, 2.5)]
+
+    curve = search.curve_of(Outcome(spans, began=100.0, wall_s=12.0))
+
+    assert curve == [(4.0, 3.0), (9.0, 2.0), (11.0, 2.0)]
+    assert search.reached_s(curve, 2.5, 12.0) == 9.0
+    assert search.reached_s(curve, 1.0, 12.0) == 12.0, "never: all of its time"
+
+
+def test_a_claim_is_measured_beside_plain_optuna(tmp_path: Path) -> None:
+    ours, plain = claims.measure(f"sqlite:///{tmp_path}/study.db", n_finished=5, rounds=1)
+
+    assert ours > 0
+    assert plain > 0
 
 
 @pytest.mark.slow

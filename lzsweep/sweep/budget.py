@@ -36,16 +36,18 @@ class Budget:
         device_hours: float,
     ) -> str:
         """Which limit but `n_trials` is reached, in words; empty while none is."""
+        if self.max_time_s is not None and age_s >= self.max_time_s:
+            return f"study.max_time of {self.max_time_s:g} s is over"
+        if self.max_device_hours is not None and device_hours >= self.max_device_hours:
+            return f"study.max_device_hours of {self.max_device_hours:g} are spent"
+        if self.target is None and self.patience is None:
+            return ""
         sign = 1 if directions[0] == "minimize" else -1
         done = sorted(
             (t for t in trials if t.is_finished and t.finished), key=lambda t: str(t.finished)
         )
         scores = [sign * t.values[0] if t.values else float("inf") for t in done]
         best = min(scores, default=float("inf"))
-        if self.max_time_s is not None and age_s >= self.max_time_s:
-            return f"study.max_time of {self.max_time_s:g} s is over"
-        if self.max_device_hours is not None and device_hours >= self.max_device_hours:
-            return f"study.max_device_hours of {self.max_device_hours:g} are spent"
         if self.target is not None and best <= sign * self.target:
             return f"study.target of {self.target:g} is reached"
         if self.patience is not None and best < float("inf"):

@@ -16,12 +16,10 @@ import time
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from copy import copy
 from dataclasses import asdict
 from datetime import datetime, timedelta
 from functools import cached_property
 from statistics import fmean
-from typing import Any
 
 import optuna
 import sqlalchemy
@@ -73,7 +71,7 @@ class Study:
 
     @property
     def record(self) -> Record:
-        return Record.from_json(self._study.user_attrs["record"])
+        return self._told()[0]
 
     @cached_property
     def space(self) -> Space:
@@ -87,7 +85,13 @@ class Study:
 
     @property
     def budget(self) -> Budget:
-        return Budget(**self._study.user_attrs["budget"])
+        return self._told()[1]
+
+    def _told(self) -> tuple[Record, Budget, str]:
+        """Record, budget and why it was stopped, in one read."""
+        kept = self._study.user_attrs
+        record, budget = Record.from_json(kept["record"]), Budget(**kept["budget"])
+        return record, budget, str(kept.get("stopped", ""))
 
     @property
     def n_trials(self) -> int:
@@ -153,24 +157,18 @@ class Study:
             return not any(t.state == "waiting" and t.attempt > 1 for t in trials)
         return bool(self.spent(trials))
 
-    def spent(
-        self, trials: Sequence[Trial] | None = None, attrs: Mapping[str, Any] | None = None
-    ) -> str:
-        """What of the budget but the number of trials is spent, for people; else empty.
-
-        Args:
-            trials: all of the study's, if they are known already.
-            attrs: the study's attributes, if they are known already; each look costs a query.
-        """
+    def spent(self, trials: Sequence[Trial] | None = None) -> str:
+        """What of the budget but the number of trials is spent, for people; else empty."""
         trials = self.trials() if trials is None else trials
-        attrs = attrs or self._study.user_attrs
-        record, budget = Record.from_json(attrs["record"]), Budget(**attrs["budget"])
+        record, budget, _ = self._told()
+        return self._spent(trials, record, budget)
+
+    def _spent(self, trials: Sequence[Trial], record: Record, budget: Budget) -> str:
+        finished = [t for t in trials if t.is_finished]
+        is_open = self._size is not None and len(finished) < budget.n_trials
+        if is_open and len(self._points(finished)) == self._size:
+            return "every point of the space is trained"
         hours = 0.0 if budget.max_device_hours is None else self.device_hours()
-        n_finished = sum(t.is_finished for t in trials)
-        if self._size is not None and n_finished < budget.n_trials:
-            finished = [t for t in trials if t.is_finished]
-            if len(self._points(finished)) >= self._size:
-                return "every point of the space is trained"
         return budget.spent(trials, record.directions, time.time() - record.created, hours)
 
     def _points(self, trials: Sequence[Trial]) -> set[frozenset[tuple[str, Value]]]:
@@ -253,29 +251,31 @@ class Study:
             known = self._points(trials)
             waiting = [t for t in trials if t.state == "waiting"]
             retries = [t for t in waiting if t.attempt > 1]
-            if retries or waiting:
-                row = self._start([*retries, *waiting][0].row)
-            else:
-                # `ask` would look for waiting rows once more.
-                new = self._study._storage.create_new_trial(self._study._study_id)
-                row = optuna.Trial(self._study, new)
+            queued = [*retries, *waiting]
+            row = self._start(queued[0].row) if queued else self._ask()
             propose(self._study, row._cached_frozen_trial, space, known, self._lessons)
             self.beat([row._trial_id])  # first, so that whoever has a claim has a heartbeat
             place = {"worker": worker, "share": share, "threads": threads}
             row.set_user_attr("claim", {**this_process(), **place})
             return Claim(trial_of(row._cached_frozen_trial), row._trial_id)
 
+    def _ask(self) -> optuna.Trial:
+        # As Study.ask, which would look for a waiting trial once more: there is none.
+        self._study._thread_local.cached_all_trials = None
+        row = self._study._storage.create_new_trial(self._study._study_id)
+        return optuna.Trial(self._study, row)
+
     def may_claim(self, space: Space, trials: Sequence[Trial] | None = None) -> bool:
         """Whether there is something to claim; who has the lock can rely on it."""
         trials = self.trials() if trials is None else trials
-        attrs = self._study.user_attrs  # one query for all of them
-        if attrs["stopped"] or self.spent(trials, attrs):
+        record, budget, stopped = self._told()
+        if stopped or self._spent(trials, record, budget):
             return False
         waiting = [t for t in trials if t.state == "waiting"]
         if any(t.attempt > 1 for t in waiting):
             return True
         n_begun = sum(t.is_finished or t.state == "running" for t in trials)
-        if n_begun >= attrs["budget"]["n_trials"]:
+        if n_begun >= budget.n_trials:
             return False
         is_all_begun = self._size is not None and len(self._points(trials)) >= self._size
         return bool(waiting) or not (space.is_grid or is_all_begun)
@@ -312,11 +312,12 @@ class Study:
         """
         if len(values) > 1 or seed is not None:
             return self._report_vector(claim, rung, values, "" if seed is None else str(seed))
+        row = self._storage.get_trial(claim.row)
         with _lost_when_finished(claim):
-            if rung not in self._storage.get_trial(claim.row).intermediate_values:
+            if rung not in row.intermediate_values:
                 self._storage.set_trial_intermediate_value(claim.row, rung, values[0])
+                row.intermediate_values[rung] = values[0]
         # Hyperband derives the bracket from the number, so every attempt shows its origin's.
-        row = copy(self._storage.get_trial(claim.row))
         row.number = claim.trial.number
         # A resumed attempt repeats rungs, and knows nothing of those above.
         row.intermediate_values = {r: v for r, v in row.intermediate_values.items() if r <= rung}
@@ -392,10 +393,10 @@ class Study:
         }.get(kind, TrialState.FAIL)
         with _lost_when_finished(claim):
             self._storage.set_trial_user_attr(claim.row, "end", end)
-            if kind == "pruned" and len(self._study.directions) == 1:
-                curve = self._storage.get_trial(claim.row).intermediate_values
-                values = [curve[max(curve)]] if curve else None
             frozen = self._storage.get_trial(claim.row)
+            if kind == "pruned" and len(self._study.directions) == 1:
+                curve = frozen.intermediate_values
+                values = [curve[max(curve)]] if curve else None
             self._study.sampler.after_trial(self._study, frozen, state, values)
             self._storage.set_trial_state_values(claim.row, state, values)
 

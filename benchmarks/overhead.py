@@ -1,0 +1,101 @@
+"""What a sweep costs beside its training: with equal short trials, and with uneven ones."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+
+import numpy as np
+
+from benchmarks.clock import list_schedule_s, overhead_s, wall_s
+from benchmarks.pace import METRIC
+from benchmarks.sweepers import Outcome, Sweep, Sweepers
+from benchmarks.table import Row
+
+LR = (1e-3, 1e-1)
+LONGEST = 16  # times the shortest of the uneven trials
+SECOND = 0.75  # of the shortest
+NAMES = {
+    "stock": "Hydra's Optuna sweeper + submitit_local",
+    "joblib": "Hydra's Optuna sweeper + joblib launcher",
+    "ray": "Ray Tune, actors reused",
+}
+
+
+def short_trials(*, quick: bool) -> Sweep:
+    """Trainings of about a second: the real module and data, cut short."""
+    n_trials = 4 if quick else 24
+    return Sweep(
+        overrides=[
+            *("network=tiny", "batch_size=32", "schedule=constant", "trainer=cpu"),
+            *("trainer.max_epochs=1", "trainer.limit_train_batches=24"),
+            *("trainer.limit_val_batches=4", "trainer.limit_test_batches=4"),
+        ],
+        key="lr",
+        plain_key="module.lr",
+        text=f"tag(log,interval({LR[0]},{LR[1]}))",
+        values=np.geomspace(*LR, n_trials).tolist(),
+        metric="val/loss_unweighted",
+        n_trials=n_trials,
+        n_slots=2,
+    )
+
+
+def steady(sweepers: Sweepers, *, quick: bool) -> Iterator[Row]:
+    """Overhead a trial with and without what comes before the first training."""
+    sweep = short_trials(quick=quick)
+    ours = sweepers.ours("steady-ours", sweep, "hydra/sweeper/pruner=none")
+    yield from _overheads(sweep, ours, sweepers.ray("steady-ray", sweep), "ray", (1 / 4, 1 / 2))
+    peer = sweepers.joblib("steady-joblib", sweep)
+    yield from _overheads(sweep, ours, peer, "joblib", (1 / 4, 1 / 2))
+    peer = sweepers.stock("steady-stock", sweep)
+    yield from _overheads(sweep, ours, peer, "stock", (1 / 30, 1 / 4))
+
+
+def uneven(sweepers: Sweepers, *, quick: bool) -> Iterator[Row]:
+    """Wall time by the greedy list schedule of the same durations in the same order."""
+    sweep = uneven_trials(quick=quick)
+    ours = sweepers.ours("uneven-ours", sweep, "hydra/sweeper/pruner=none")
+    bound = _bound(sweep, ours)
+    yield Row("uneven", "greedy list schedule", wall_s(ours.spans), bound, "s", "<= 1.05")
+    for peer, run in (("ray", sweepers.ray), ("stock", sweepers.stock)):
+        extra = ["hydra/sweeper/sampler=grid"] if peer == "stock" else []
+        theirs = run(f"uneven-{peer}", sweep, *extra)
+        ratios = (wall_s(o.spans) / _bound(sweep, o) for o in (ours, theirs))
+        yield Row(f"uneven_vs_{peer}", NAMES[peer], *ratios, "wall / schedule", "<= 1")
+
+
+def uneven_trials(*, quick: bool) -> Sweep:
+    """Trainings that sleep, the longest sixteen times as long as the shortest, shuffled."""
+    n_trials = 6 if quick else 32
+    scale = SECOND / 4 if quick else SECOND
+    seconds = [round(scale * float(s), 3) for s in np.linspace(1, LONGEST, n_trials)]
+    random.Random(1).shuffle(seconds)
+    return Sweep(
+        overrides=[
+            *("data=one", "module=sleeper", "trainer=cpu", "trainer.max_epochs=1"),
+            *(f"objective.metric={METRIC}", "trainer.num_sanity_val_steps=0"),
+        ],
+        key="module.seconds",
+        plain_key="module.seconds",
+        text=",".join(map(str, seconds)),
+        values=seconds,
+        metric=METRIC,
+        n_trials=n_trials,
+        n_slots=4,
+    )
+
+
+def _bound(sweep: Sweep, outcome: Outcome) -> float:
+    return list_schedule_s([span.seconds for span in outcome.spans], sweep.n_slots)
+
+
+def _overheads(
+    sweep: Sweep, ours: Outcome, peer: Outcome, name: str, goals: tuple[float, float]
+) -> Iterator[Row]:
+    for what, goal in zip(("steady", "total"), goals, strict=True):
+        figures = [
+            overhead_s(o.spans, sweep.n_slots, wall_s(o.spans) if what == "steady" else o.wall_s)
+            for o in (ours, peer)
+        ]
+        yield Row(f"{what}_vs_{name}", NAMES[name], *figures, "s/trial", f"<= {goal:.3g}")
