@@ -21,7 +21,13 @@ def logging(sweepers: Sweepers, *, quick: bool) -> Iterator[Row]:
     seeds = ",".join(map(str, range(1, n_rounds + 1)))
     sweep = Sweep(
         overrides=[
-            *("data=one", f"data.n_batches={n_steps}", "module=busy", "trainer=cpu"),
+            *(
+                "data=one",
+                "network=none",
+                f"data.n_batches={n_steps}",
+                "module=busy",
+                "trainer=cpu",
+            ),
             *(f"module.n_products={_calibrate()}", f"seed={seeds}", "trainer.max_epochs=1"),
             *("trainer.log_every_n_steps=1", f"objective.metric={METRIC}"),
         ],

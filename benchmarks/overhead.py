@@ -73,7 +73,7 @@ def uneven_trials(*, quick: bool) -> Sweep:
     random.Random(1).shuffle(seconds)
     return Sweep(
         overrides=[
-            *("data=one", "module=sleeper", "trainer=cpu", "trainer.max_epochs=1"),
+            *("data=one", "network=none", "module=sleeper", "trainer=cpu", "trainer.max_epochs=1"),
             *(f"objective.metric={METRIC}", "trainer.num_sanity_val_steps=0"),
         ],
         key="module.seconds",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import socket
 import subprocess
 import sys
@@ -27,13 +29,15 @@ def mlflow_server(folder: Path) -> Iterator[str]:
     command += ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db"]
     command += ["--artifacts-destination", str(folder / "artifacts")]
     with (folder / "log").open("w") as log:
-        server = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log)
+        server = subprocess.Popen(
+            command, cwd=folder, stdout=log, stderr=log, start_new_session=True
+        )
         try:
             _await(server, uri := f"http://127.0.0.1:{port}", folder / "log")
             yield uri
         finally:
-            server.terminate()  # its one worker goes with it
-            server.wait(30)
+            os.killpg(server.pid, signal.SIGKILL)  # it and what it started; its files go anyway
+            server.wait()
 
 
 def _await(server: subprocess.Popen[bytes], uri: str, log: Path) -> None:

@@ -361,7 +361,11 @@ def compose_parts(
     Raises:
         HydraException, OmegaConfBaseException: an override or an interpolation is wrong.
     """
-    config = loader.load_configuration(config_name, list(overrides), RunMode.RUN)
+    return take_apart(loader.load_configuration(config_name, list(overrides), RunMode.RUN))
+
+
+def take_apart(config: DictConfig) -> Composed:
+    """Resolve what Hydra composed; the configuration itself is used up."""
     choices = dict(config.hydra.runtime.choices)
     with open_dict(config):
         del config["hydra"]

@@ -28,8 +28,9 @@ from hydra.utils import UNSAFE_DISABLE_EXECUTION_CHECKS, instantiate
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from lzsweep.config import ARTIFACTS, WEIGHTS_FILE, compose, make_loader
+from lzsweep.config import ARTIFACTS, WEIGHTS_FILE, make_loader
 from lzsweep.sweep.attempt import Attempt
+from lzsweep.sweep.composer import Composer
 from lzsweep.sweep.forkserver import await_forkserver, start_forkserver
 from lzsweep.sweep.lesson import find_lessons, teach
 from lzsweep.sweep.record import Claim, Ending, SeedResult, Trial
@@ -132,14 +133,14 @@ class Worker:
         self._cfg = cfg
         self._name = f"{socket.gethostname()}:{os.getpid()}"
         self._folder = Path(self._record.folder)
-        self._loader = make_loader(self._record.conf)
+        loader = make_loader(self._record.conf)
+        self._composer = Composer(loader, self._record.fixed, self._record.config_name)
         self._space = study.space
         self._slots = find_slots(str(cfg.worker.slots), cfg.worker.slots_per_device)
         # The study has a run of its own if its trials are to have some.
         self._recorder = Recorder(**cfg.tracking) if self._record.parent_run_id else None
         self._lock = threading.Lock()
         self._rows: dict[int, int] = {}  # slot -> row of the attempt that it trains
-        self._composing = threading.Lock()
         self._stopping = threading.Event()
 
     def run(self) -> None:
@@ -243,10 +244,8 @@ class Worker:
         )
 
     def _compose(self, trial: Trial, seed: int | None = None) -> dict[str, Any]:
-        with self._composing:  # Hydra's registries are not made for threads
-            overrides = [*self._record.fixed, *self._space.to_overrides(trial.params)]
-            last = [] if seed is None else [f"seed={seed}"]
-            return compose(self._loader, [*overrides, *last], self._record.config_name)
+        last = [] if seed is None else [f"seed={seed}"]
+        return self._composer([*self._space.to_overrides(trial.params), *last])
 
     def _follow_seeds(self, claim: Claim, slot: Slot, folder: Path, first: int) -> End:
         """Train a trial with one seed after the other; those complete are not trained again."""
