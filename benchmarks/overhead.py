@@ -61,8 +61,8 @@ def uneven(sweepers: Sweepers, *, quick: bool) -> Iterator[Row]:
     for peer, run in (("ray", sweepers.ray), ("stock", sweepers.stock)):
         extra = ["hydra/sweeper/sampler=grid"] if peer == "stock" else []
         theirs = run(f"uneven-{peer}", sweep, *extra)
-        ratios = (wall_s(o.spans) / _bound(sweep, o) for o in (ours, theirs))
-        yield Row(f"uneven_vs_{peer}", NAMES[peer], *ratios, "wall / schedule", "<= 1")
+        mine, his = (wall_s(o.spans) / _bound(sweep, o) for o in (ours, theirs))
+        yield Row(f"uneven_vs_{peer}", NAMES[peer], mine, his, "wall / schedule", "<= 1")
 
 
 def uneven_trials(*, quick: bool) -> Sweep:
@@ -94,8 +94,8 @@ def _overheads(
     sweep: Sweep, ours: Outcome, peer: Outcome, name: str, goals: tuple[float, float]
 ) -> Iterator[Row]:
     for what, goal in zip(("steady", "total"), goals, strict=True):
-        figures = [
+        mine, his = (
             overhead_s(o.spans, sweep.n_slots, wall_s(o.spans) if what == "steady" else o.wall_s)
             for o in (ours, peer)
-        ]
-        yield Row(f"{what}_vs_{name}", NAMES[name], *figures, "s/trial", f"<= {goal:.3g}")
+        )
+        yield Row(f"{what}_vs_{name}", NAMES[name], mine, his, "s/trial", f"<= {goal:.3g}")

@@ -22,7 +22,7 @@ from ray import tune
 from lzsweep.config import compose, conf_dir, make_loader, register_schemas
 
 
-class Training(tune.Trainable):
+class Training(tune.Trainable):  # type: ignore[misc]  # Ray is not here when types are checked
     """An actor: its imports are done once, its configuration changes with the trial."""
 
     def setup(self, config: dict[str, Any], base: dict[str, Any], key: str, metric: str) -> None:
