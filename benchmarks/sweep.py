@@ -71,8 +71,8 @@ def main() -> None:
                 for row in GROUPS[name](bench):
                     rows.append(row)
                     print(as_markdown([row]).splitlines()[-1], flush=True)
+                    write_json(rows, OUTPUT)  # what is there stays if a later one fails
     print(as_markdown(rows))
-    write_json(rows, OUTPUT)
     if chosen.keep:
         keep("sweep", rows, os.cpu_count() or 1)
 
