@@ -40,9 +40,13 @@ def make_sleeper(seconds: float) -> LightningModule:
 
 
 def make_busy(n_products: int) -> LightningModule:
-    """Multiplies matrices so often in each training step, and logs as many metrics as ours."""
+    """Multiplies matrices so often in each training step, and logs as many metrics as ours.
+
+    On one thread, so that a core is left for who delivers and for the server.
+    """
     import torch
 
+    torch.set_num_threads(1)
     matrix = torch.eye(SIZE)
 
     def work() -> None:
