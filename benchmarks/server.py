@@ -28,9 +28,10 @@ def mlflow_server(folder: Path) -> Iterator[str]:
     command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--port", str(port)]
     command += ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db"]
     command += ["--artifacts-destination", str(folder / "artifacts")]
+    env = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # eight idle processes
     with (folder / "log").open("w") as log:
         server = subprocess.Popen(
-            command, cwd=folder, stdout=log, stderr=log, start_new_session=True
+            command, cwd=folder, env=env, stdout=log, stderr=log, start_new_session=True
         )
         try:
             _await(server, uri := f"http://127.0.0.1:{port}", folder / "log")
