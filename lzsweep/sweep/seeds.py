@@ -6,6 +6,7 @@ and run hold what is judged: the means over the seeds, and the network of the be
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -13,8 +14,8 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, stdev
 
-from lzsweep.config import ARTIFACTS
-from lzsweep.sweep.record import SeedResult
+from lzsweep.config import ARTIFACTS, best_by
+from lzsweep.sweep.record import Record, SeedResult
 from lzsweep.sweep.trial import LOG_NAME, End
 from lzsweep.tracking.journal import JOURNAL_NAME, Journal, read_records
 
@@ -69,6 +70,18 @@ def cut_short(end: End, seed: int, done: Sequence[SeedResult]) -> End:
     """The end of a trial by the end of one of its seeds, others being complete."""
     reason = end.reason if end.kind in ("stopped", "killed") else f"seed {seed}: {end.reason}"
     return replace(end, reason=reason, train_s=end.train_s + sum(r.train_s for r in done))
+
+
+def best_seed(results: Mapping[int, SeedResult], record: Record) -> int | None:
+    """The seed with the best network, by what decides which checkpoint of a training is best."""
+    metrics, directions = list(record.metrics), list(record.directions)
+    metric, direction = best_by({"metric": metrics, "direction": directions})
+    sign = 1 if direction == "minimize" else -1
+    return min(
+        results,
+        key=lambda seed: sign * results[seed].metrics.get(metric, sign * math.inf),
+        default=None,
+    )
 
 
 def write_means(trial: Path, seeds: Sequence[Path], last: Mapping[str, float]) -> None:

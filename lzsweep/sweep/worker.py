@@ -36,6 +36,7 @@ from lzsweep.sweep.lesson import find_lessons, teach
 from lzsweep.sweep.record import Claim, Ending, SeedResult, Trial
 from lzsweep.sweep.report import finish_study
 from lzsweep.sweep.seeds import (
+    best_seed,
     cut_short,
     lend_best,
     open_seeds,
@@ -286,9 +287,8 @@ class Worker:
         last: Mapping[str, float],
     ) -> None:
         """Give a trial's folder and run what its seeds have found."""
-        sign = 1 if self._record.directions[0] == "minimize" else -1
-        best = min(done, key=lambda seed: sign * done[seed].values[0], default=begun[-1])
-        lend_best(folder, seed_folder(folder, best))
+        best = best_seed(done, self._record)
+        lend_best(folder, seed_folder(folder, begun[-1] if best is None else best))
         if self._recorder:
             write_means(folder, [seed_folder(folder, seed) for seed in begun], last)
 
@@ -348,6 +348,8 @@ class Worker:
         else:
             state = end.kind
         if self._recorder:
+            for seed in open_seeds(folder):
+                self._recorder.end(seed, "FAILED")
             self._recorder.end(
                 folder,
                 "FAILED" if state in ("error", "infeasible") else "FINISHED",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, stdev
 
@@ -11,12 +12,12 @@ from mlflow import MlflowClient
 
 from lzsweep.config import BEST_CHECKPOINT, WEIGHTS_FILE
 from lzsweep.sweep.record import SeedResult, Trial
-from lzsweep.sweep.seeds import cut_short, log_of, sum_up, write_means
+from lzsweep.sweep.seeds import best_seed, cut_short, log_of, sum_up, write_means
 from lzsweep.sweep.study import Study, open_study
 from lzsweep.sweep.trial import End
 from lzsweep.tracking.journal import Journal, read_records
 from tests.sweep.conftest import Cli, find_runs
-from tests.sweep.test_study import LINE, make_study, must_claim
+from tests.sweep.test_study import LINE, make_record, make_study, must_claim
 from tests.sweep.test_sweep import trial_processes, watching
 
 OBJECTIVE = "val/loss_unweighted"
@@ -33,6 +34,17 @@ def test_the_end_of_a_trial_is_the_mean_of_its_seeds() -> None:
     lost = cut_short(End("error", "it fell over", train_s=5.0), 3, results)
     assert (lost.kind, lost.reason, lost.train_s) == ("error", "seed 3: it fell over", 35.0)
     assert cut_short(End("stopped"), 3, results).reason == ""
+
+
+def test_the_best_seed_has_the_best_network_whatever_the_costs() -> None:
+    names = ("cost/train_s", "val/policy_top1")
+    record = replace(make_record(), metrics=names, directions=("minimize", "maximize"))
+    results = {
+        seed: SeedResult(seed, values, dict(zip(names, values, strict=True)), 1.0)
+        for seed, values in {1: (1.0, 0.1), 2: (2.0, 0.3), 3: (3.0, 0.2)}.items()
+    }
+    assert best_seed(results, record) == 2
+    assert best_seed({}, record) is None
 
 
 def test_means_are_noted_where_all_seeds_have_been(tmp_path: Path) -> None:
