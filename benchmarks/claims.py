@@ -22,20 +22,23 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from benchmarks.table import Row
 from lzsweep.sweep.budget import Budget
 from lzsweep.sweep.record import Record
-from lzsweep.sweep.space import Space
+from lzsweep.sweep.space import Parameter, Space
 from lzsweep.sweep.storage import open_storage
 from lzsweep.sweep.study import Study, create_study
 
 SPACE = Space(
-    parameters={
-        "network.blocks": CategoricalDistribution([1, 2, 3]),
-        "network.filters": CategoricalDistribution([16, 32]),
-        "lr": FloatDistribution(1e-4, 1e-1, log=True),
-    },
-    fixed=(),
-    texts={"network.blocks": "1,2,3", "network.filters": "16,32", "lr": "interval(1e-4,1e-1)"},
-    is_grid=False,
+    (
+        Parameter("network.blocks", CategoricalDistribution([1, 2, 3]), "1,2,3"),
+        Parameter("network.filters", CategoricalDistribution([16, 32]), "16,32"),
+        Parameter(
+            "lr",
+            FloatDistribution(1e-4, 1e-1, log=True),
+            "tag(log,interval(1e-4,1e-1))",
+            is_interval=True,
+        ),
+    )
 )
+DISTRIBUTIONS = {p.name: p.distribution for p in SPACE.parameters}
 CURVE = 4  # reports of each finished trial
 ROUND = 5  # trials in a row by one before it is the other's turn
 GOAL = "<= 1.3"
@@ -78,7 +81,7 @@ def _by_us(study: Study) -> Callable[[float], None]:
 
 def _by_optuna(study: optuna.Study) -> Callable[[float], None]:
     def once(value: float) -> None:
-        trial = study.ask(dict(SPACE.parameters))
+        trial = study.ask(DISTRIBUTIONS)
         trial.report(value, 1)
         trial.should_prune()
         study.tell(trial, value)
@@ -111,7 +114,7 @@ def _finished(dice: random.Random) -> FrozenTrial:
             "network.filters": dice.choice([16, 32]),
             "lr": 10 ** dice.uniform(-4, -1),
         },
-        distributions=dict(SPACE.parameters),
+        distributions=DISTRIBUTIONS,
         intermediate_values={step: value + 1 / step for step in range(1, CURVE + 1)},
         user_attrs={
             "claim": {
@@ -131,7 +134,8 @@ def _finished(dice: random.Random) -> FrozenTrial:
 
 def _record() -> Record:
     return Record(
-        space=dict(SPACE.texts),
+        space=SPACE.texts,
+        tree=SPACE.to_json(),
         fixed=(),
         settings={},
         metrics=("val/x",),
