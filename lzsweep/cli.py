@@ -6,6 +6,7 @@ Also the one place that turns errors into one line and an exit code: 0 done, 1 s
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import sys
@@ -53,6 +54,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"the folder must be writable, but {error.filename}: {error.strerror};"
             " change to another folder or set hydra.run.dir",
             UserError.exit_code,
+        )
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        return _fail(
+            f"the disk is full: {error.strerror} ({error.filename}); make room there and type the"
+            " same command again",
+            1,
         )
     except KeyboardInterrupt:
         return _fail("stopped by Ctrl-C", 1)

@@ -104,6 +104,7 @@ class Worker:
     slots: str = "auto"  # trials at a time; auto: one a GPU, without GPUs one a core
     slots_per_device: int = 1  # trials that share one GPU
     trial_timeout: float | None = None  # seconds a trial may train
+    trial_memory_gb: float | None = None  # own memory a trial's processes may take; 2**30 bytes
     join: str | None = None  # set by the controller: be a worker of this study
 
 

@@ -11,7 +11,6 @@ import logging
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from datetime import datetime
 from itertools import islice
 from pathlib import Path
@@ -27,7 +26,7 @@ from lzsweep.errors import LzsweepError, UserError
 from lzsweep.go.board import N_MOVES
 from lzsweep.sweep.budget import Budget, parse_time
 from lzsweep.sweep.checks import check_sweep
-from lzsweep.sweep.folder import freeze, take_folder
+from lzsweep.sweep.folder import freeze, frozen, take_folder
 from lzsweep.sweep.forkserver import start_forkserver
 from lzsweep.sweep.lesson import find_lessons
 from lzsweep.sweep.points import read_points
@@ -117,18 +116,21 @@ class Controller:
         uri = resolve_uri(cfg.tracking.uri)
         known = find_study(cfg.study.storage, name)
         folder = Path(known.record.folder) if known else self._folder(name)
+        live = sources(self._context.config_loader)
         record = self._record(space, configs, settings, folder)
         until = self._learn(name, record, known)
-        if known is None:
+
+        def prepare() -> None:
             take_folder(folder)
-            conf = freeze(sources(self._context.config_loader), folder)
-            record = replace(record, conf=conf)
+            freeze(live, folder)
+
         study, is_new = create_study(
             cfg.study.storage,
             name,
             record,
             _budget(cfg.study, space),
             given=_given(cfg.study),
+            prepare=prepare,
         )
         _check_place(study, redact(uri))
         _warn_of_other_data(study, record.data)
@@ -147,7 +149,8 @@ class Controller:
             )
         self._say(
             f"{'new study' if is_new else 'joined study'} {name}: "
-            f"{_question(study)}; {study.n_trials} trials, folder {_shown(folder)}"
+            f"{_question(study)}; {study.n_trials} trials,"
+            f" folder {_shown(Path(study.record.folder))}"
         )
         return study
 
@@ -158,7 +161,7 @@ class Controller:
         settings: Mapping[str, str],
         folder: Path,
     ) -> Record:
-        """What this command sweeps, before its configs are frozen."""
+        """What this command sweeps."""
         cfg = self._config
         metrics, directions = objectives(configs[0]["objective"])
         return Record(
@@ -169,7 +172,7 @@ class Controller:
             metrics=metrics,
             directions=directions,
             folder=str(folder),
-            conf=(),
+            conf=frozen(sources(self._context.config_loader), folder),
             config_name=cfg.hydra.job.config_name,
             tracking_uri=redact(resolve_uri(cfg.tracking.uri)),
             parent_run_id=None,

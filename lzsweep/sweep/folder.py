@@ -37,15 +37,12 @@ def take_folder(folder: Path) -> None:
         )
 
 
-def freeze(sources: Sequence[str], folder: Path) -> tuple[str, ...]:
+def freeze(sources: Sequence[str], folder: Path) -> None:
     """Copy config trees into a study's folder; workers compose from there alone.
 
     Args:
         sources: where configs are found, first match first (`file://...`, `pkg://...`).
         folder: the study's.
-
-    Returns:
-        The same sources with the copies in the place of the files.
     """
     target = folder / FROZEN
     aside = folder / f".{FROZEN}-{os.getpid()}"
@@ -58,8 +55,12 @@ def freeze(sources: Sequence[str], folder: Path) -> tuple[str, ...]:
         aside.rename(target)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def frozen(sources: Sequence[str], folder: Path) -> tuple[str, ...]:
+    """The sources with the copies that `freeze` makes in the place of the files."""
     return tuple(
-        f"file://{target / str(n)}" if source.startswith("file://") else source
+        f"file://{folder / FROZEN / str(n)}" if source.startswith("file://") else source
         for n, source in enumerate(sources)
     )
 

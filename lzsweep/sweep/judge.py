@@ -19,7 +19,7 @@ from pytorch_lightning.loops.progress import _ProcessedTracker
 from pytorch_lightning.utilities.data import extract_batch_size
 
 from lzsweep.sweep.record import Resource
-from lzsweep.sweep.trial import Link, Pruned, Report, Stopped, ignore_signals
+from lzsweep.sweep.trial import Link, Pruned, Report, Stopped, check_finite, ignore_signals
 from lzsweep.train.checkpoint import Checkpoints
 
 _ROUNDING = 1e-9  # of epochs, which are fractions
@@ -79,8 +79,9 @@ class Judge(Callback):
         self._report(math.ceil(rungs - _ROUNDING) - 1)  # these did not know it yet
         if not all(m in logged for m in self._metrics):
             return  # an objective that only the end will tell
-        self._values = tuple(float(logged[m]) for m in self._metrics)
-        shown = " ".join(f"{m}={v:.4f}" for m, v in zip(self._metrics, self._values, strict=True))
+        values = tuple(float(logged[m]) for m in self._metrics)
+        self._values = check_finite(self._metrics, values)
+        shown = " ".join(f"{m}={v:.4f}" for m, v in zip(self._metrics, values, strict=True))
         _logger.info("epoch %d, step %d: %s", trainer.current_epoch, trainer.global_step, shown)
         self._report(math.floor(rungs + _ROUNDING))
 
@@ -126,4 +127,6 @@ class Judge(Callback):
             checkpoints = trainer.checkpoint_callback
             assert isinstance(checkpoints, Checkpoints)
             if checkpoints.save_last(trainer):
+                # Lightning logs a step's metrics after its callbacks, and will not come to that.
+                trainer._logger_connector.update_train_step_metrics()
                 raise Stopped

@@ -44,7 +44,7 @@ def find_slots(slots: str, slots_per_device: int) -> list[Slot]:
         n_slots = len(devices) * slots_per_device or n_cores
     else:
         n_slots = int(slots) if slots.isdigit() else 0
-    if n_slots < 1:
+    if n_slots < 1 or slots_per_device < 1:
         raise UserError(
             "worker.slots must be `auto` or at least 1, and worker.slots_per_device at least 1,"
             f" but got {slots} and {slots_per_device}; set worker.slots=auto"

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import time
 import warnings
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import datetime, timedelta
@@ -47,7 +47,7 @@ from lzsweep.sweep.record import (
 )
 from lzsweep.sweep.space import Space, Value, point_key
 from lzsweep.sweep.standing import judge
-from lzsweep.sweep.storage import GRACE_S, database_lock, open_storage, shown_url
+from lzsweep.sweep.storage import database_lock, open_storage, shown_url
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 # Meant for those who rely on Optuna's own heartbeat thread; here the worker beats.
@@ -294,6 +294,13 @@ class Study:
         with self._storage.engine.connect() as connection:
             return frozenset((row, str(state)) for row, state in connection.execute(query))
 
+    def unheard(self, worker: str) -> Claim | None:
+        """The claim of a slot that trains nothing: the database was lost before it answered."""
+        for trial in self.trials():
+            if trial.state == "running" and trial.worker == worker:
+                return Claim(trial, trial.row)
+        return None
+
     def _start(self, row: int) -> optuna.Trial:
         self._storage.set_trial_state_values(row, TrialState.RUNNING)
         return optuna.Trial(self._study, row)
@@ -440,6 +447,10 @@ class Study:
         for row in rows:
             self._storage.record_heartbeat(row)
 
+    def taken_away(self, rows: Sequence[int]) -> list[int]:
+        """Those of these rows whose attempt was ended by somebody else, or by its own worker."""
+        return [row for row in rows if self._storage.get_trial(row).state.is_finished()]
+
     def stale(self) -> list[Trial]:
         """Running trials whose worker is dead or silent for the grace time.
 
@@ -453,7 +464,8 @@ class Study:
             claim = row.user_attrs.get("claim")
             if claim is None:
                 started = row.datetime_start or datetime.min
-                dead = datetime.now() - started > timedelta(seconds=GRACE_S)
+                grace_s = self._storage.grace_period or 0
+                dead = datetime.now() - started > timedelta(seconds=grace_s)
             else:
                 is_here = claim["host"] == here["host"]
                 is_gone = is_here and (claim["boot"] != here["boot"] or not is_alive(claim))
@@ -499,7 +511,13 @@ def find_study(url: str, name: str) -> Study | None:
 
 
 def create_study(
-    url: str, name: str, record: Record, budget: Budget, *, given: Collection[str] = ()
+    url: str,
+    name: str,
+    record: Record,
+    budget: Budget,
+    *,
+    given: Collection[str] = (),
+    prepare: Callable[[], None] = lambda: None,
 ) -> tuple[Study, bool]:
     """Create a study, or join the one of that name if it sweeps the same thing.
 
@@ -509,6 +527,7 @@ def create_study(
         record: what is swept.
         budget: of a new study.
         given: fields of the budget that a study which is joined takes over as well.
+        prepare: called first where the study is new; of several who create it at once by one.
 
     Returns:
         The study and whether it is new.
@@ -518,13 +537,16 @@ def create_study(
     """
     storage = open_storage(url)
     with database_lock(storage.engine, f"lzsweep/{name}"):
+        known = [s for s in storage.get_all_studies() if s.study_name == name]
+        is_new = not any("record" in s.user_attrs for s in known)
+        if is_new:
+            prepare()
         study = optuna.create_study(
             study_name=name,
             storage=storage,
             directions=list(record.directions),
             load_if_exists=True,
         )
-        is_new = "record" not in study.user_attrs
         if is_new:
             study.set_user_attr("record", vars(record))
         else:

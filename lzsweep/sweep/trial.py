@@ -11,27 +11,34 @@ worker will take the trial up. The exclusive lock on the folder keeps two attemp
 
 from __future__ import annotations
 
-import io
-import logging
+import ctypes
+import errno
+import math
 import os
 import signal
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Literal
 
 import filelock
+import psutil
 
 from lzsweep.errors import LzsweepError
+from lzsweep.sweep.output import take_over_output
 from lzsweep.sweep.record import Resource
 from lzsweep.train.run import objectives_of
 
 LOG_NAME = "trial.log"
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 Word = Literal["go on", "prune", "stop"]
 Kind = Literal["complete", "pruned", "infeasible", "error", "stopped", "killed"]
@@ -94,8 +101,24 @@ class Pruned(Exception):
     """The worker said that this trial is not worth going on with."""
 
 
+class NonFinite(Exception):
+    """An objective is NaN or infinite, so that it compares with nothing."""
+
+
 class Stopped(Exception):
     """The worker asked for a checkpoint and the end; somebody will go on from it."""
+
+
+def check_finite(names: Sequence[str], values: tuple[float, ...]) -> tuple[float, ...]:
+    """The values of the objectives as they are.
+
+    Raises:
+        NonFinite: one is NaN or infinite.
+    """
+    if not all(map(math.isfinite, values)):
+        shown = ", ".join(f"{n}={v}" for n, v in zip(names, values, strict=True))
+        raise NonFinite(f"an objective must be finite, but {shown}")
+    return values
 
 
 class Link:
@@ -113,7 +136,9 @@ class Link:
             try:
                 word: Word = self._pipe.recv()
             except (EOFError, OSError):
-                os._exit(1)  # The worker is dead: nobody may write to the folder any more.
+                # The worker is dead: nobody may write to the folder any more.
+                kill_session(os.getsid(0))
+                os._exit(1)
             with self._answered:
                 if word == "stop":
                     self.stopping = True
@@ -145,14 +170,66 @@ def prove_preloaded() -> None:
 
 def run_trial(spec: Spec, pipe: Connection) -> None:
     """Train one attempt; runs in a child of the forkserver."""
+    os.setsid()  # what it starts belongs to it, and ends with it
+    die_with_parent()
     folder = Path(spec.folder)
-    _take_over_output(folder / LOG_NAME)
     link = Link(pipe)
-    with filelock.FileLock(folder / "lock"):
-        link.send(Started())
-        link.send(_train(spec, folder, link, began=time.monotonic()))
-    sys.stdout.flush()
-    sys.stderr.flush()
+    try:
+        take_over_output(folder / LOG_NAME)
+        with _lock_folder(folder, link):
+            link.send(Started())
+            link.send(_train(spec, folder, link, began=time.monotonic()))
+    except Stopped:
+        link.send(End("stopped"))
+    except OSError as error:
+        link.send(End("error", reason_of(error)))
+    with suppress(OSError):  # a full disk
+        sys.stdout.flush()
+        sys.stderr.flush()
+
+
+def kill_session(session: int) -> None:
+    """Kill the processes of a session but this one: a trial's, and what it has started."""
+    for pid in psutil.pids():
+        with suppress(OSError):  # gone by now, or not ours
+            if pid != os.getpid() and os.getsid(pid) == session:
+                os.kill(pid, signal.SIGKILL)
+
+
+def die_with_parent() -> None:
+    """Ask Linux to kill this process with its forkserver, which ends with the worker.
+
+    The end of the pipe says the same, but a hanging process does not hear it.
+    """
+    if sys.platform != "linux":
+        return
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    # Every child is given what keeps the forkserver alive; only the worker is to hold it.
+    server = forkserver._forkserver
+    if (alive := getattr(server, "_forkserver_alive_fd", None)) is not None:
+        os.close(alive)
+        server.__init__()  # type: ignore[misc]
+
+
+@contextmanager
+def _lock_folder(folder: Path, link: Link) -> Iterator[None]:
+    lock = filelock.FileLock(folder / "lock")
+    told = False
+    while not lock.is_locked:
+        try:
+            lock.acquire(timeout=1)
+        except filelock.Timeout:
+            if link.stopping:
+                raise Stopped from None
+            if not told:
+                print(
+                    f"waiting: an older attempt of this trial holds {lock.lock_file}", flush=True
+                )
+                told = True
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _train(spec: Spec, folder: Path, link: Link, began: float) -> End:
@@ -181,37 +258,35 @@ def _train(spec: Spec, folder: Path, link: Link, began: float) -> End:
             callbacks=[Judge(spec.metrics, link, spec.resource, spec.rung)],
             plugins=[LightningEnvironment()],
         )
-        return end("complete", values=objectives_of(metrics, spec.metrics), metrics=metrics)
+        values = check_finite(spec.metrics, objectives_of(metrics, spec.metrics))
+        return end("complete", values=values, metrics=metrics)
     except Pruned:
         publish(folder)
         return end("pruned", "worse than the others at this rung")
     except Stopped:
         return end("stopped")
+    except NonFinite as error:
+        return end("infeasible", str(error))
     except (NonFiniteLossError, torch.cuda.OutOfMemoryError, MemoryError) as error:
-        return end("infeasible", _short(error))
+        return end("infeasible", reason_of(error))
     except SystemExit as error:  # Lightning makes one of a signal
         return end("killed", f"stopped from outside: {error}")
     except LzsweepError as error:
         return end("error", str(error))
     except Exception as error:  # recorded by the worker as this trial's failure
-        traceback.print_exc()
-        return end("error", _short(error))
+        with suppress(OSError):  # a full disk
+            traceback.print_exc()
+        return end("error", reason_of(error))
 
 
-def _short(error: BaseException) -> str:
+def reason_of(error: BaseException) -> str:
+    """An exception in one line: what it says and where it was raised; a full disk as such."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
+            where = f" ({cause.filename})" if cause.filename else ""
+            return f"the disk is full: {cause.strerror}{where}; make room before more trials fail"
+        cause = cause.__cause__ or cause.__context__
     frame = traceback.extract_tb(error.__traceback__)[-1]
     text = str(error).strip().splitlines()[:1] or [""]
     return f"{type(error).__name__}: {text[0]} ({Path(frame.filename).name}:{frame.lineno})"
-
-
-def _take_over_output(log: Path) -> None:
-    log.parent.mkdir(parents=True, exist_ok=True)
-    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os.dup2(file, 1)
-    os.dup2(file, 2)
-    os.close(file)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(line_buffering=True)  # what a killed process said is wanted most
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import random
+import re
 import signal
 import socket
 import sys
@@ -39,6 +40,7 @@ from lzsweep.sweep.seeds import (
     best_seed,
     cut_short,
     lend_best,
+    log_of,
     open_seeds,
     seed_folder,
     sum_up,
@@ -47,7 +49,7 @@ from lzsweep.sweep.seeds import (
 from lzsweep.sweep.slots import Slot, find_slots
 from lzsweep.sweep.storage import DATABASE_ERRORS, first_line
 from lzsweep.sweep.study import OpenRows, Study, TrialLost, open_study
-from lzsweep.sweep.trial import End, Kind, Report, Spec, Word
+from lzsweep.sweep.trial import LOG_NAME, End, Kind, Report, Spec, Word, reason_of
 from lzsweep.tracking.journal import Status
 from lzsweep.tracking.outbox import run_id_of
 from lzsweep.tracking.recorder import Recorder
@@ -70,6 +72,7 @@ SEED_STATUS: Mapping[Kind, Status] = {
 DATABASE_PATIENCE_S = 3600.0
 """Time a worker waits for a lost database before it gives up."""
 
+_NUMBER = re.compile(r"[-+]?\d+(\.\d+)?(e[-+]?\d+)?", re.IGNORECASE)
 _logger = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
@@ -141,7 +144,8 @@ class Worker:
         # The study has a run of its own if its trials are to have some.
         self._recorder = Recorder(**cfg.tracking) if self._record.parent_run_id else None
         self._lock = threading.Lock()
-        self._rows: dict[int, int] = {}  # slot -> row of the attempt that it trains
+        self._running: dict[int, Attempt] = {}  # row -> its attempt
+        self._unheard: set[int] = set()  # slots whose last claim got no answer
         self._stopping = threading.Event()
 
     def run(self) -> None:
@@ -157,21 +161,17 @@ class Worker:
                 self._watch()
                 for thread in threads:
                     thread.join(WATCH_S / len(threads))
-        if self._study.is_done() or self._study.stopped():
-            finish_study(self._study, self._cfg.tracking.uri)
-        if self._recorder:
-            self._recorder.close()
+        try:
+            if self._study.is_done() or self._study.stopped():
+                finish_study(self._study, self._cfg.tracking.uri)
+        finally:
+            if self._recorder:
+                self._recorder.close()
 
     def _fill(self, slot: Slot) -> None:
         """One slot's life: claim and train until there is nothing left to wait for."""
         while not self._stopping.is_set():
-            claim = self._patiently(
-                self._study.claim,
-                self._space,
-                f"{self._name}/{slot.number}",
-                slot.share,
-                slot.threads,
-            )
+            claim = self._patiently(self._claim, slot)
             if claim is not None:
                 self._train_or_tell(claim, slot)
             elif not self._await_claimable():
@@ -195,6 +195,14 @@ class Worker:
             if self._patiently(self._study.open_rows) != seen:
                 return
 
+    def _claim(self, slot: Slot) -> Claim | None:
+        name = f"{self._name}/{slot.number}"
+        claim = self._study.unheard(name) if slot.number in self._unheard else None
+        self._unheard.add(slot.number)
+        claim = claim or self._study.claim(self._space, name, slot.share, slot.threads)
+        self._unheard.remove(slot.number)
+        return claim
+
     def _train_or_tell(self, claim: Claim, slot: Slot) -> None:
         """Train; whatever stands in the way is this trial's failure, not the worker's."""
         try:
@@ -205,10 +213,9 @@ class Worker:
             raise
         except Exception as error:
             _logger.exception("trial %d could not be trained", claim.trial.number)
-            reason = f"{type(error).__name__}: {error}"
+            folder = self._folder / str(claim.trial.number)
             with suppress(TrialLost):
-                self._patiently(self._study.tell, claim, "error", reason=reason)
-            self._stop_after_same_errors()
+                self._finish(claim, End("error", reason_of(error)), folder)
 
     def _train(self, claim: Claim, slot: Slot) -> None:
         trial = claim.trial
@@ -233,6 +240,7 @@ class Worker:
             "lzsweep.trial": str(trial.number),
             "lzsweep.attempt": str(trial.attempt),
             "lzsweep.worker": self._name,
+            "lzsweep.log": str(folder / LOG_NAME),
         }
         self._recorder.start(
             folder,
@@ -317,20 +325,21 @@ class Worker:
             record.resource,
             record.rung,
         )
-        attempt = Attempt(spec)
+        worker = self._cfg.worker
+        attempt = Attempt(spec, timeout_s=worker.trial_timeout, memory_gb=worker.trial_memory_gb)
         if self._recorder:
             devices = None if slot.device is None else [slot.device]
             self._recorder.watch(folder, pid=attempt.pid, devices=devices)
         with self._lock:
-            self._rows[slot.number] = claim.row
+            self._running[claim.row] = attempt
         try:
-            return attempt.follow(answer, self._stopping.is_set, self._cfg.worker.trial_timeout)
+            return attempt.follow(answer, self._stopping.is_set)
         finally:
             attempt.kill()
             if self._recorder:
                 self._recorder.unwatch(folder)
             with self._lock:
-                del self._rows[slot.number]
+                del self._running[claim.row]
 
     def _finish(self, claim: Claim, end: End, folder: Path) -> None:
         """Tell the run, then the study, how the attempt ended.
@@ -384,18 +393,26 @@ class Worker:
         n = self._cfg.study.max_same_errors
         ended = [t for t in self._patiently(self._study.trials) if t.is_finished]
         last = sorted(ended, key=lambda t: t.finished or datetime.min)[-n:]
-        reasons = {t.reason for t in last}
-        if len(last) == n and len(reasons) == 1 and all(t.ending == "error" for t in last):
-            self._patiently(self._study.stop, f"the same error {n} times running: {reasons.pop()}")
+        # Two errors that differ in a number, such as that of the trial's folder, are the same.
+        kinds = {_NUMBER.sub("#", t.reason) for t in last}
+        if len(last) == n and len(kinds) == 1 and all(t.ending == "error" for t in last):
+            log = log_of(self._folder / str(last[-1].number))
+            self._patiently(
+                self._study.stop,
+                f"the same error {n} times running: {last[-1].reason}; see {log}",
+            )
 
     def _watch(self) -> None:
-        """Beat for the trials here, take up those whose worker is gone."""
+        """Beat for the trials here, end those taken away, take up those whose worker is gone."""
         with self._lock:
-            rows = list(self._rows.values())
+            running = dict(self._running)
         try:
-            self._study.beat(rows)
-            if self._study.stopped():
+            self._study.beat(list(running))
+            for row in self._study.taken_away(list(running)):
+                running[row].kill()  # else its successor waits for the folder
+            if (reason := self._study.stopped()) and not self._stopping.is_set():
                 self._stopping.set()
+                print(f"stopped {reason}: trials write a checkpoint and go back", file=sys.stderr)
             for trial in self._study.stale():
                 self._take_up(trial)
         except DATABASE_ERRORS as error:

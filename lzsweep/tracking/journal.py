@@ -196,8 +196,11 @@ class Journal:
                 line = b"\n" + line
             self._torn = True  # Until all of it is written: a full disk may take a part only.
             rest = memoryview(line)
-            while rest:
-                rest = rest[os.write(self._fd, rest) :]
+            try:
+                while rest:
+                    rest = rest[os.write(self._fd, rest) :]
+            except OSError as e:  # it does not say which file
+                raise OSError(e.errno, e.strerror, str(self.path)) from e
             self._torn = False
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from lzsweep.tracking.client import redact
@@ -35,6 +35,7 @@ class Recorder:
         self._experiment = experiment
         self._system_metrics_s = system_metrics_s
         self._sender = Sender(uri)
+        self._owed: list[Callable[[], None]] = []  # ends of runs that a full disk did not take
         self._sampler = SystemSampler(interval_s=system_metrics_s or 10.0)
 
     def start(
@@ -105,8 +106,11 @@ class Recorder:
                 not there is left out.
         """
         self.unwatch(folder)
-        try:
+
+        def note() -> None:
             with Journal(folder) as journal:
+                if journal.status is None:
+                    return  # it could not even begin
                 for path, target in (artifacts or {}).items():
                     if (folder / path).exists():
                         journal.artifact(path, target)
@@ -114,12 +118,21 @@ class Recorder:
                     journal.tags(tags)
                 journal.end(status)
             self._sender.add(folder)
+
+        try:
+            note()
         except OSError as error:
-            _logger.warning("the end of the run in %s could not be noted: %s", folder, error)
+            _logger.warning("the end of the run in %s cannot be noted yet: %s", folder, error)
+            self._owed.append(note)
 
     def close(self) -> None:
         """Deliver what is left, for a limited time, and say what `lzsweep sync` will have to."""
         self._sampler.close()
+        for note in self._owed:
+            try:
+                note()
+            except OSError as error:
+                _logger.warning("the end of a run was never noted, it stays open: %s", error)
         if undelivered := self._sender.close(DELIVERY_S):
             _logger.warning(
                 "MLflow did not take everything of %d runs; deliver it with `lzsweep sync`",

@@ -81,7 +81,13 @@ class Checkpoints(Checkpoint):
         aside = self.last.with_suffix(".partial")
         self._saved_step = trainer.global_step
         self._metrics |= {name: float(v) for name, v in trainer.callback_metrics.items()}
-        trainer.save_checkpoint(aside, weights_only=False)
+        try:
+            trainer.save_checkpoint(aside, weights_only=False)
+        except BaseException as error:
+            aside.unlink(missing_ok=True)  # a full disk has no room for half a checkpoint
+            if isinstance(error, OSError) and error.errno:  # it does not say which file
+                raise OSError(error.errno, error.strerror, str(aside)) from error
+            raise
         if not trainer.is_global_zero:
             return
         # Best first: a last that knows of a best must not be there without it.

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import json
+import shutil
 import uuid
 from collections import Counter
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import sqlalchemy
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from omegaconf import OmegaConf
 from sqlalchemy.engine import make_url
 
 from lzsweep.cli import main
+from tests.tracking.conftest import empty_database  # noqa: F401
+
+if TYPE_CHECKING:
+    from tests.sweep.fork import StartFork
 
 QUICK = (
     "batch_size=32",
@@ -78,14 +85,68 @@ class Cli:
         return status
 
 
+FAULTY = (
+    "module=faulty",
+    "data=noise",
+    "objective.metric=val/loss",
+    "trainer.accelerator=cpu",
+    "trainer.max_epochs=3",
+    "trainer.log_every_n_steps=1",
+    "tracking.system_metrics_s=0",
+    "hydra/sweeper/pruner=none",
+    "worker.slots=2",
+)
+"""A sweep over a user's own module, which takes a fraction of a second, and its faults."""
+
+
+@pytest.fixture
+def faulty(work: Path, empty_database: Path) -> Path:  # noqa: F811
+    """The working folder with options of a user's own in its `conf`, and an MLflow database."""
+    shutil.copy(empty_database, work / "mlflow.db")
+    options = {
+        "module/faulty.yaml": {
+            "_target_": "tests.sweep.faulty.Faulty",
+            "fault": "none",
+            "batch_s": 0.0,
+            "size": 1,
+        },
+        "data/noise.yaml": {
+            "_target_": "tests.sweep.faulty.Noise",
+            "in_channels": 1,
+            "board_size": 1,
+        },
+    }
+    for name, node in options.items():
+        path = work / "conf" / name
+        path.parent.mkdir(parents=True)
+        path.write_text(OmegaConf.to_yaml(OmegaConf.create(node)))
+    return work
+
+
 @pytest.fixture
 def cli(work: Path, capsys: pytest.CaptureFixture[str]) -> Cli:
     return Cli(capsys)
 
 
-def find_runs(work: Path) -> tuple[list[Run], list[Run]]:
+@pytest.fixture
+def fork() -> Iterator[StartFork]:
+    """Starts command lines, and ends what is left of them after the test."""
+    from tests.sweep.fork import Fork  # imports torch
+
+    forks: list[Fork] = []
+
+    def start(*command: str, **how: Any) -> Fork:
+        forks.append(Fork(*command, **how))
+        return forks[-1]
+
+    yield start
+    for one in forks:
+        one.kill()
+
+
+def find_runs(work: Path, uri: str = "") -> tuple[list[Run], list[Run]]:
     """Parents and trials as MLflow itself tells them, oldest first."""
-    client = MlflowClient(f"sqlite:///{work / 'mlflow.db'}")
+    client = MlflowClient(uri or f"sqlite:///{work / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("lzsweep")
     assert experiment is not None
     runs = client.search_runs([experiment.experiment_id], order_by=["attribute.start_time"])
@@ -93,18 +154,19 @@ def find_runs(work: Path) -> tuple[list[Run], list[Run]]:
     return parents, [r for r in runs if r not in parents]
 
 
-def check_study(cli: Cli, work: Path, study: str, n_trials: int) -> dict[str, Any]:
+def check_study(cli: Cli, work: Path, study: str, n_trials: int, uri: str = "") -> dict[str, Any]:
     """What must hold after any sweep, whatever happened on the way."""
     status = cli.status(study)
     states = status["states"]
     assert states["running"] == states["waiting"] == 0
     assert states["complete"] + states["pruned"] + states["failed"] == n_trials
-    parents, trials = find_runs(work)
+    parents, trials = find_runs(work, uri)
     (parent,) = [p for p in parents if p.data.tags["lzsweep.study"] == study]
     assert parent.info.status == "FINISHED"
     runs = {r.info.run_id: r for r in trials if r.data.tags["lzsweep.study"] == study}
     assert len(runs) == n_trials, "one run a trial"
-    client = MlflowClient(f"sqlite:///{work / 'mlflow.db'}")
+    client = MlflowClient(uri or f"sqlite:///{work / 'mlflow.db'}")
+    logged: dict[str, set[tuple[int, ...]]] = {}  # metric -> steps, of each complete trial
     for trial in status["trials"]:
         run = runs[trial["run_id"]]
         assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
@@ -114,4 +176,10 @@ def check_study(cli: Cli, work: Path, study: str, n_trials: int) -> dict[str, An
         for key in run.data.metrics:
             steps = Counter(m.step for m in client.get_metric_history(run.info.run_id, key))
             assert max(steps.values()) == 1, f"{key} doubled: {steps}"
+            if trial["state"] == "complete" and not key.startswith("system/"):
+                logged.setdefault(key, set()).add(tuple(sorted(steps)))
+    for key, histories in logged.items():
+        (history,) = histories  # all trials alike, so what befell one took none of its steps
+        gaps = {after - before for before, after in pairwise(history)}
+        assert len(gaps) <= 1, f"{key} lacks steps: {history}"
     return status

@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import psutil
@@ -16,10 +16,11 @@ from optuna.pruners import MedianPruner, NopPruner
 from optuna.samplers import RandomSampler
 
 from lzsweep.errors import UserError
+from lzsweep.sweep import storage
 from lzsweep.sweep.budget import Budget
-from lzsweep.sweep.record import Claim, Record
+from lzsweep.sweep.record import Claim, Record, Trial
 from lzsweep.sweep.space import Parameter, Space
-from lzsweep.sweep.study import Study, TrialLost, create_study, open_study
+from lzsweep.sweep.study import Study, TrialLost, create_study, list_studies, open_study
 
 fork = multiprocessing.get_context("fork")
 
@@ -87,23 +88,42 @@ def test_the_budget_is_a_total_however_often_joined(url: str) -> None:
     assert study.best()[0].values == (0.1,)
 
 
-def _work(url: str, n: int) -> None:
-    study = make_study(url, n_trials=n)
-    while claim := study.claim(LINE, f"w{os.getpid()}"):
+def _work(url: str, n: int, space: Space) -> None:
+    study = make_study(url, n_trials=n, space=space)
+    if space.is_grid:
+        with study.lock():
+            study.enqueue(list(space.grid()))
+    while claim := study.claim(space, f"w{os.getpid()}"):
         study.report(claim, 1, 0.5)
         study.tell(claim, "complete", [0.5])
 
 
-def test_processes_that_start_together_keep_the_exact_budget(url: str) -> None:
-    processes = [fork.Process(target=_work, args=(url, 40)) for _ in range(6)]
+def work_together(url: str, n_trials: int, space: Space) -> list[Trial]:
+    """Eight processes that start at once train a study."""
+    processes = [fork.Process(target=_work, args=(url, n_trials, space)) for _ in range(8)]
     for process in processes:
         process.start()
     for process in processes:
         process.join()
-    assert [p.exitcode for p in processes] == [0] * 6
+    assert [p.exitcode for p in processes] == [0] * 8
     trials = open_study(url, "s").trials()
-    assert [t.number for t in trials] == list(range(40))
+    assert [t.number for t in trials] == list(range(n_trials))
     assert {t.state for t in trials} == {"complete"}
+    return trials
+
+
+def test_processes_that_start_together_keep_the_exact_budget(url: str) -> None:
+    work_together(url, 50, LINE)
+
+
+def test_processes_that_start_together_train_each_point_of_a_grid_once(url: str) -> None:
+    axes = {"a": range(10), "b": range(5)}
+    parameters = [
+        Parameter(name, CategoricalDistribution(list(axis)), ",".join(map(str, axis)))
+        for name, axis in axes.items()
+    ]
+    trials = work_together(url, 50, Space(tuple(parameters)))
+    assert len({tuple(t.params.values()) for t in trials}) == 50
 
 
 def test_a_grid_is_queued_once_and_trains_each_point_once(url: str) -> None:
@@ -225,6 +245,74 @@ def test_a_database_in_no_folder_and_one_that_does_not_answer(tmp_path: Path) ->
         open_study("postgresql://me:secret@127.0.0.1:1/x", "s")
     with pytest.raises(UserError, match="must be the URL of a database, but got"):
         open_study("lzsweep.db", "s")
+
+
+def test_a_worker_killed_between_its_claim_and_the_first_heartbeat(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "GRACE_S", 2)
+
+    class Dying(Study):
+        def beat(self, rows: Sequence[int]) -> None:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def claim_and_die() -> None:
+        study = make_study(url)
+        study.__class__ = Dying
+        study.claim(LINE, "w")
+
+    study = make_study(url, n_trials=1)
+    assert in_fork(claim_and_die) == -signal.SIGKILL
+    assert [t.state for t in study.trials()] == ["running"]
+    assert study.claim(LINE, "w") is None, "it may live and be about to beat"
+    while not (stale := study.stale()):
+        time.sleep(0.1)
+    assert study.retry(stale[0], "lost", max_retries=3)
+    claim = must_claim(study)
+    assert (claim.trial.number, claim.trial.attempt) == (0, 2)
+    assert set(claim.trial.params) == {"x"}
+    study.tell(claim, "complete", [1.0])
+    assert study.is_done()
+
+
+def test_a_claim_of_before_the_reboot_is_stale_at_once(url: str) -> None:
+    study = make_study(url)
+    row = must_claim(study).row
+    assert study.stale() == []
+    claim = study._storage.get_trial(row).user_attrs["claim"]
+    study._storage.set_trial_user_attr(row, "claim", {**claim, "boot": "before"})
+    assert [t.number for t in study.stale()] == [0], "though a process of that number lives"
+
+
+def test_a_claim_whose_answer_was_lost_is_found_again(url: str) -> None:
+    study = make_study(url)
+    claim = must_claim(study)
+    assert study.unheard("somebody else") is None
+    assert study.unheard("w") == claim
+    study.tell(claim, "complete", [1.0])
+    assert study.unheard("w") is None
+
+
+def test_rows_that_others_ended_are_told(url: str) -> None:
+    study = make_study(url)
+    rows = [must_claim(study).row, must_claim(study).row]
+    assert study.taken_away(rows) == []
+    study.retry(study.trials()[1], "silent", max_retries=3)
+    assert study.taken_away(rows) == rows[1:]
+
+
+def test_of_several_creators_one_prepares(url: str) -> None:
+    prepared = []
+    for _ in range(2):
+        create_study(url, "s", make_record(), Budget(1), prepare=lambda: prepared.append(1))
+    assert prepared == [1]
+
+    def refuse() -> None:
+        raise UserError("the folder is another's")
+
+    with pytest.raises(UserError, match="the folder is another's"):
+        create_study(url, "t", make_record(), Budget(1), prepare=refuse)
+    assert [s.name for s in list_studies(url)] == ["s"]
 
 
 def test_a_zombie_is_no_worker(url: str) -> None:

@@ -1,0 +1,60 @@
+"""Control of a running sweep: Ctrl-C once and twice, from a terminal's process group."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import pytest
+
+from lzsweep.sweep.study import open_study
+from tests.sweep.conftest import Cli, check_study
+from tests.sweep.fork import (
+    StartFork,
+    let_go_on,
+    trials_in,
+    wait_for_trials,
+)
+from tests.sweep.test_losses import WAIT, attempts, check_resumed
+from tests.sweep.test_sweep import trials_of, wait_for
+
+pytestmark = pytest.mark.slow
+
+COMMAND = (*WAIT, "lr=0.1,0.2")
+
+
+def test_ctrl_c_twice_ends_at_once(cli: Cli, faulty: Path, fork: StartFork) -> None:
+    first = fork(*COMMAND)
+    wait_for_trials(faulty, 2)
+    first.signal(signal.SIGINT)
+    wait_for(lambda: first.says("once more to end at once"))
+    assert first.process.is_alive(), "the trials are in the middle of a step"
+    first.signal(signal.SIGINT)
+    assert first.exit_code() == 1
+    wait_for(lambda: not trials_in(faulty))
+    assert [t.state for t in trials_of("x")] == ["running", "running"]
+    let_go_on(faulty)
+    code, _, err = cli(*COMMAND)
+    assert code == 0, err
+    check_study(cli, faulty, "x", 2)
+    for number in range(2):
+        check_resumed(faulty / "multirun/x", number)
+
+
+def test_stopped_from_another_process_and_resumed(cli: Cli, faulty: Path, fork: StartFork) -> None:
+    first = fork(*COMMAND, "module.batch_s=0.5")
+    wait_for_trials(faulty, 2)
+    code, out, err = cli("stop", "x")
+    assert code == 0, err
+    assert "2 running trials write their checkpoints" in out
+    wait_for(lambda: first.says("stopped by `lzsweep stop`: trials write a checkpoint"))
+    let_go_on(faulty)
+    assert first.exit_code() == 1
+    assert first.says("study x was stopped: by `lzsweep stop`")
+    assert [t.state for t in trials_of("x")] == ["waiting", "waiting"]
+    assert open_study("sqlite:///lzsweep.db", "x").stopped()
+    code, _, err = cli(*COMMAND, "module.batch_s=0.5")
+    assert code == 0, err
+    check_study(cli, faulty, "x", 2)
+    assert attempts(2) == [2, 2]
+    assert all(t.retries == 0 for t in trials_of("x")), "a wanted stop is free"

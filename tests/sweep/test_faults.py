@@ -1,0 +1,129 @@
+"""Faults that strike a trial from within: how it ends, and that nothing else is touched."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+
+from lzsweep.sweep import output
+from tests.sweep.conftest import FAULTY, Cli, check_study, find_runs
+
+pytestmark = pytest.mark.slow
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
+
+ENDINGS = {
+    "none": "",
+    "error": "ValueError: a bad step (faulty.py:",
+    "not_a_number": "an objective must be finite, but val/loss=nan",
+    "out_of_memory": "out of memory: took ",
+    "hang": "killed after worker.trial_timeout=6 s",
+    "segfault": "the process crashed with SIGSEGV",
+    "exit": "the process ended with exit code 0 and no result",
+    "chatter": "",
+}
+
+
+def test_each_fault_ends_its_own_trial_with_its_reason(cli: Cli, faulty: Path) -> None:
+    code, out, err = cli(
+        "-m", *FAULTY, "study.name=f", f"module.fault={','.join(ENDINGS)}",
+        "worker.trial_timeout=6", "worker.trial_memory_gb=0.5", "study.max_same_errors=9",
+    )  # fmt: skip
+    assert code == 0, err
+    status = check_study(cli, faulty, "f", len(ENDINGS))
+    _, runs = find_runs(faulty)
+    tags = {r.data.tags["lzsweep.trial"]: r.data.tags for r in runs}
+    for trial, (fault, reason) in zip(status["trials"], ENDINGS.items(), strict=True):
+        assert list(trial["params"].values()) == [fault]
+        assert trial["state"] == ("failed" if reason else "complete"), (fault, trial["reason"])
+        assert trial["reason"].startswith(reason)
+        mine = tags[str(trial["number"])]
+        log = Path(trial["folder"]) / "trial.log"
+        assert mine["lzsweep.reason"] == trial["reason"]
+        assert mine["lzsweep.log"] == str(log)
+        assert log.stat().st_size <= output.MAX_BYTES
+        if reason:
+            assert (
+                f"#{trial['number']} failed: {trial['reason']}; see {log.relative_to(faulty)}"
+                in out
+            )
+    states = {
+        t["params"]["module.fault"]: tags[str(t["number"])]["lzsweep.state"]
+        for t in status["trials"]
+    }
+    assert states.pop("not_a_number") == states.pop("out_of_memory") == "infeasible"
+    assert states.pop("none") == states.pop("chatter") == "complete"
+    assert set(states.values()) == {"error"}
+    chatter = (faulty / "multirun/f/7/trial.log").read_text()
+    assert "cut by lzsweep: this trial prints too much" in chatter
+    running = [p.info["cmdline"] or [] for p in psutil.process_iter(["cmdline"])]
+    assert not any("endless chatter" in " ".join(words) for words in running)
+    assert "faulty.py" in (faulty / "multirun/f/5/trial.log").read_text(), "where it crashed"
+
+
+@contextmanager
+def small_disk(folder: Path, size: str) -> Iterator[None]:
+    """A file system of its own, with so little room, at a folder."""
+    folder.mkdir(parents=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+@needs_root
+def test_a_full_disk_fails_its_own_trial(cli: Cli, faulty: Path) -> None:
+    # A checkpoint of a million numbers and their momentum takes 8 MB.
+    command = ("-m", *FAULTY, "study.name=d", "module.size=1000000", "lr=interval(0.1,0.2)")
+    code, _, err = cli(*command, "study.n_trials=1")
+    assert code == 0, err
+    study = faulty / "multirun/d"
+    with (
+        small_disk(study / "1", "2M"),
+        small_disk(study / "2", "24K"),
+        small_disk(study / "3", "4K"),
+    ):
+        (study / "3/full").write_bytes(b"x" * 4096)
+        code, out, err = cli(*command, "study.n_trials=6")
+        assert code == 0, err
+        journals = [(study / str(n) / "journal.jsonl").read_text() for n in (1, 2)]
+        assert not list(study.glob("*/checkpoints/*.partial"))
+    status = cli.status("d")
+    assert [t["state"] for t in status["trials"]] == [
+        "complete", "failed", "failed", "failed", "complete", "complete",
+    ]  # fmt: skip
+    for number, file in {1: "checkpoints/last.partial", 2: "", 3: ""}.items():
+        reason = status["trials"][number]["reason"]
+        assert reason.startswith("the disk is full: No space left on device (")
+        assert f"{study}/{number}/{file}" in reason
+        assert f"#{number} failed: {reason}" in out
+    assert '"status":"FAILED"' in journals[0]
+    parents, runs = find_runs(faulty)
+    assert [p.info.status for p in parents] == ["FINISHED"]
+    ended = {r.data.tags["lzsweep.trial"]: r.info.status for r in runs}
+    assert ended.pop("1") == "FAILED"
+    assert {ended[n] for n in "045"} == {"FINISHED"}
+
+
+@pytest.mark.parametrize("slots", [1, 2])
+def test_the_same_error_in_the_first_trials_stops_the_sweep(
+    cli: Cli, faulty: Path, slots: int
+) -> None:
+    code, _, err = cli(
+        "-m", *FAULTY, "study.name=e", "module.fault=error", "lr=interval(0.1,0.2)",
+        "study.n_trials=20", f"worker.slots={slots}",
+    )  # fmt: skip
+    assert code == 1
+    assert "study e was stopped: the same error 3 times running: ValueError: a bad step" in err
+    assert "(faulty.py:" in err
+    states = cli.status("e")["states"]
+    assert 3 <= states["failed"] <= 2 + slots
+    assert states["running"] == 0
+    log = err.strip().rpartition("; see ")[2]
+    assert "ValueError: a bad step" in Path(log).read_text()
