@@ -117,7 +117,9 @@ class EpochOrder(Sampler[Pick]):
             shuffling an incomplete batch is left out, so that all steps weigh the same.
         seed: with the epoch, decides order and symmetries.
         shuffle: draw a new order each epoch.
-        augment: draw one of the eight symmetries for each position.
+        augment: turn the positions of a batch by the eight symmetries in turn. Which position
+            meets which hangs on the order, so it is drawn anew each epoch; and the decoder, which
+            sees every batch turned alike, need not find out anew what comes from where.
         rank: which of `world_size` devices this is; they share each step's positions.
         world_size: number of devices.
     """
@@ -152,15 +154,12 @@ class EpochOrder(Sampler[Pick]):
     def __iter__(self) -> Iterator[Pick]:
         rng = np.random.default_rng([self._seed, self.epoch])
         order = rng.permutation(self._positions) if self._shuffle else self._positions
-        symmetry = np.zeros(len(order), np.uint8)
-        if self._augment:
-            symmetry = rng.integers(0, N_SYMMETRIES, len(order), np.uint8)
+        turns = np.arange(self._stride + N_SYMMETRIES, dtype=np.int64) % N_SYMMETRIES
         for i in range(self.start, len(self)):
-            step = slice(i * self._stride, (i + 1) * self._stride)
-            yield Pick(
-                torch.from_numpy(order[step][self._part]),
-                torch.from_numpy(symmetry[step][self._part]),
-            )
+            part = order[i * self._stride : (i + 1) * self._stride][self._part]
+            first = (i * self._stride + self._part.start) % N_SYMMETRIES
+            symmetry = turns[first : first + len(part)] if self._augment else np.zeros(len(part))
+            yield Pick(torch.from_numpy(part), torch.from_numpy(symmetry.astype(np.uint8)))
 
 
 class _PackedPositions(Dataset[Packed]):

@@ -93,7 +93,8 @@ class _Scratch(NamedTuple):
 
     frames: Tensor  # uint8 [8, n, 46, 2]
     swapped: Tensor  # int32 [4, n * 23], half of the frames
-    source: Tensor  # int32 [n, 361] where each point's code lies
+    symmetry: Tensor  # uint8 [n] of the batch that `source` was made for
+    source: Tensor  # int64 [n, 361] where each point's code lies
     codes: Tensor  # int16 [n, 361]
     rows: Tensor  # int64 [n, 361] of the table of channels
 
@@ -105,7 +106,8 @@ class _Scratch(NamedTuple):
         return cls(
             frames=empty(HISTORY, n, N_PAIRS, 2, dtype=torch.uint8),
             swapped=empty(HISTORY // 2, n * N_PAIRS // 2, dtype=torch.int32),
-            source=empty(n, N_POINTS, dtype=torch.int32),
+            symmetry=empty(n, dtype=torch.uint8).fill_(N_SYMMETRIES),  # none yet
+            source=empty(n, N_POINTS, dtype=torch.int64),
             codes=empty(n, N_POINTS, dtype=torch.int16),
             rows=empty(n, N_POINTS, dtype=torch.int64),
         )
@@ -135,7 +137,7 @@ class Decoder:
         if (len(self._scratch.rows), self._scratch.rows.device) != (n, device):
             self._scratch = _Scratch.of(n, device)
         symmetry = packed.symmetry.long()
-        planes = self._look_up(tables, self._rows(tables, packed, symmetry))
+        planes = self._look_up(tables, self._rows(tables, packed))
         if packed.policy is None:
             move = tables.new_move.view(-1)[symmetry * N_MOVES + packed.move]
         else:
@@ -144,18 +146,30 @@ class Decoder:
         board = planes.view(n, BOARD_SIZE, BOARD_SIZE, N_PLANES)
         return Batch(board.permute(0, 3, 1, 2), move, won.float() * 2 - 1)
 
-    def _rows(self, tables: _Tables, packed: Packed, symmetry: Tensor) -> Tensor:
+    def _rows(self, tables: _Tables, packed: Packed) -> Tensor:
         """Return int64 `[B, 361]`: the row of the table of channels for each point."""
-        _, _, source, codes, rows = self._scratch
-        n_codes = len(rows) * N_PAIRS  # of each bit
-        first = torch.arange(0, n_codes, N_PAIRS, dtype=torch.int32, device=rows.device)
-        torch.index_select(tables.bit * n_codes + tables.pair, 0, symmetry, out=source)
-        source += first[:, None]
-        every = _transpose(packed.frames, self._scratch)
-        torch.index_select(every, 0, source.view(-1), out=codes.view(-1))
+        scratch = self._scratch
+        source = self._source(tables, packed.symmetry).view(-1)
+        every, codes = _transpose(packed.frames, scratch), scratch.codes.view(-1)
+        if _numpy_can(every):
+            np.take(every.numpy(), source.numpy(), out=codes.numpy(), mode="clip")
+        else:
+            torch.index_select(every, 0, source, out=codes)
         # Codes are signed, for want of better in torch, so each side's half begins in its middle.
         half = (packed.flags & WHITE_TO_MOVE).long() * _N_CODES + _N_CODES // 2
-        return torch.add(codes, half[:, None], out=rows)
+        return torch.add(scratch.codes, half[:, None], out=scratch.rows)
+
+    def _source(self, tables: _Tables, symmetry: Tensor) -> Tensor:
+        """Return int64 `[B, 361]`: where each point's code lies among the transposed ones."""
+        scratch = self._scratch
+        # Most batches are turned as the one before. A GPU is faster than its answer would be.
+        if _numpy_can(symmetry) and torch.equal(symmetry, scratch.symmetry):
+            return scratch.source
+        scratch.symmetry.copy_(symmetry)
+        n_codes = len(symmetry) * N_PAIRS  # of each bit
+        first = torch.arange(0, n_codes, N_PAIRS, device=symmetry.device)
+        places = (tables.bit * n_codes + tables.pair).index_select(0, symmetry.int())
+        return torch.add(places, first[:, None], out=scratch.source)
 
     def _look_up(self, tables: _Tables, rows: Tensor) -> Tensor:
         """Return float32 `[B * 361, 18]`."""
