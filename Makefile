@@ -4,7 +4,7 @@ BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-fast bench-data bench-sweep system-packages lint format types coverage constraints clean
+.PHONY: help install demo submit test test-fast test-cluster bench-data bench-sweep system-packages lint format types coverage constraints clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -19,6 +19,10 @@ install: .venv/.installed ## Make .venv and install lzsweep with the tested vers
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --group dev --editable .
 	@touch $@
 
+submit: install ## Put a ready-made sweep on the Slurm cluster: make submit SWEEP=cluster
+	@test -n "$(SWEEP)" || { echo "say which sweep of sweeps/: make submit SWEEP=cluster"; exit 2; }
+	$(BIN)/lzsweep submit sweeps=$(SWEEP)
+
 demo: install ## Run a real sweep on the bundled games: ten trials, under five minutes
 	$(BIN)/lzsweep -m sweeps=demo
 
@@ -27,6 +31,9 @@ test: install system-packages ## Run the whole test suite
 
 test-fast: install ## Run the tests that take seconds
 	$(PYTEST) -m "not slow and not engine and not gpu"
+
+test-cluster: install system-packages ## Run the tests on a Slurm of two nodes, which they start
+	$(PYTEST) tests/cluster
 
 bench-data: install system-packages ## Measure reading, decoding and training beside named peers
 	$(BIN)/python -m benchmarks.data
@@ -40,10 +47,11 @@ build/bench/peers/.venv/.installed: benchmarks/peers/requirements.txt pyproject.
 		--requirements benchmarks/peers/requirements.txt --editable .
 	@touch $@
 
-# The engine's tests need programs of the system; without root they are left out.
+# Tests of the engine and of the cluster need programs of the system; without root they are left
+# out. No daemon of these packages needs to run: the tests start their own.
 system-packages:
 	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-		for package in leela-zero gnugo; do \
+		for package in leela-zero gnugo slurm-wlm munge slurmdbd mariadb-server; do \
 			dpkg -s $$package >/dev/null 2>&1 || missing="$$missing $$package"; \
 		done; \
 		if [ -n "$$missing" ]; then \

@@ -105,6 +105,9 @@ class Worker:
     slots_per_device: int = 1  # trials that share one GPU
     trial_timeout: float | None = None  # seconds a trial may train
     trial_memory_gb: float | None = None  # own memory a trial's processes may take; 2**30 bytes
+    wait: bool = True  # false: return once the cluster has the workers, as `lzsweep submit` does
+    dry_run: bool = False  # print the cluster's job script and do no more
+    probe: bool = True  # ask from a compute node for the folder and the servers, before all else
     join: str | None = None  # set by the controller: be a worker of this study
 
 

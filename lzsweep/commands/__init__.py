@@ -9,7 +9,10 @@ from typing import Annotated, Any
 
 import typer
 
-NAMES = ("list", "status", "best", "watch", "stop", "resume", "rerun", "sync", "export", "data")
+NAMES = (
+    "list", "status", "best", "watch", "stop", "resume", "rerun", "submit", "doctor", "sync",
+    "export", "data",
+)  # fmt: skip
 """What may be the first word of a command line."""
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -38,6 +41,10 @@ def run_command(arguments: Sequence[str]) -> int:
         from lzsweep.commands import rerun  # noqa: F401
     elif arguments[0] == "export":
         from lzsweep.commands import export  # noqa: F401
+    elif arguments[0] == "submit":
+        from lzsweep.commands import submit  # noqa: F401
+    elif arguments[0] == "doctor":
+        from lzsweep.commands import doctor  # noqa: F401
     else:
         from lzsweep.commands import study  # noqa: F401
     try:

@@ -21,11 +21,13 @@ from lzsweep.sweep.report import (
     count_states,
     describe,
     describe_best,
+    finish_study,
     make_console,
     trial_table,
     write_best,
 )
 from lzsweep.sweep.seeds import log_of
+from lzsweep.sweep.slurm import cancel_pending, queue
 from lzsweep.sweep.study import Study, list_studies, open_study
 from lzsweep.tracking.delivery import sync as deliver_all
 
@@ -182,6 +184,11 @@ def stop(study: Name, storage: Storage = SQLITE) -> None:
         return
     opened.stop(STOPPED_BY_HAND)
     n_running = sum(t.state == "running" for t in opened.trials())
+    if jobs := opened.jobs():
+        cancel_pending(jobs)
+        print(f"what waits of job {', '.join(jobs)} was cancelled; what runs ends by itself")
+        if not queue(jobs):  # so nobody is there who would close the run
+            finish_study(opened, os.environ.get("MLFLOW_TRACKING_URI", opened.record.tracking_uri))
     print(f"{n_running} running trials write their checkpoints and go back to {study};")
     print(f"go on with it: lzsweep resume {study}")
 

@@ -23,8 +23,10 @@ from lzsweep.config import (
 )
 from lzsweep.errors import ConfigError, LzsweepError
 from lzsweep.sweep.lesson import LEARNERS
+from lzsweep.sweep.probe import limit_problems
 from lzsweep.sweep.record import Resource
 from lzsweep.sweep.slots import find_slots
+from lzsweep.sweep.slurm import is_slurm
 from lzsweep.sweep.space import Space
 from lzsweep.sweep.standing import pruner_problem
 from lzsweep.sweep.storage import absolute_url, first_line
@@ -197,7 +199,15 @@ def _place_problems(cfg: DictConfig, *, is_basic: bool) -> list[str]:
             f"the basic launcher runs one worker, but worker.count is {cfg.worker.count};"
             " use worker.slots for more trials at a time, or hydra/launcher=local or slurm"
         )
-    if "slurm" in str(cfg.hydra.launcher._target_).lower():
+    if not is_slurm(str(cfg.hydra.launcher._target_)):
+        if cfg.worker.dry_run or not cfg.worker.wait:
+            problems.append(
+                "only a Slurm cluster takes workers to go on alone, but hydra/launcher="
+                f"{cfg.hydra.runtime.choices.get('hydra/launcher')}; set hydra/launcher=slurm, or"
+                " start the sweep with lzsweep -m"
+            )
+    else:
+        problems += limit_problems(cfg.hydra.launcher)
         for key, url in (("study.storage", cfg.study.storage), ("tracking.uri", cfg.tracking.uri)):
             if str(url).startswith("sqlite"):
                 problems.append(

@@ -22,7 +22,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from lzsweep.config import compose_parts, make_loader, objectives, sources
-from lzsweep.errors import LzsweepError, UserError
+from lzsweep.errors import ConfigError, LzsweepError, UserError
 from lzsweep.go.board import N_MOVES
 from lzsweep.sweep.budget import Budget, parse_time
 from lzsweep.sweep.checks import check_sweep
@@ -30,6 +30,7 @@ from lzsweep.sweep.folder import freeze, frozen, take_folder
 from lzsweep.sweep.forkserver import start_forkserver
 from lzsweep.sweep.lesson import find_lessons
 from lzsweep.sweep.points import read_points
+from lzsweep.sweep.probe import probe
 from lzsweep.sweep.progress import show_progress
 from lzsweep.sweep.record import Record
 from lzsweep.sweep.report import (
@@ -41,6 +42,7 @@ from lzsweep.sweep.report import (
     write_best,
 )
 from lzsweep.sweep.seeds import log_of
+from lzsweep.sweep.slurm import Workers, is_slurm, wait
 from lzsweep.sweep.space import Space, Value
 from lzsweep.sweep.storage import absolute_url
 from lzsweep.sweep.study import Study, create_study, find_study
@@ -68,7 +70,9 @@ class Controller:
         self._context = hydra_context
         self._task = task_function
         self._console = make_console()
-        self._is_basic = str(config.hydra.launcher._target_).endswith("BasicLauncher")
+        target = str(config.hydra.launcher._target_)
+        self._is_basic = target.endswith("BasicLauncher")
+        self._is_slurm = is_slurm(target)
 
     def run(self, arguments: Sequence[str]) -> None:
         """Check, open or join the study, launch the workers, show how it goes, sum up.
@@ -94,6 +98,15 @@ class Controller:
             configs = check_sweep(
                 cfg, space, live, is_basic=self._is_basic, problems=[*problems, *faults]
             )
+            if cfg.worker.dry_run:
+                print(self._workers(self._context, cfg).script(cfg.worker.count))
+                return
+            if (
+                self._is_slurm
+                and cfg.worker.probe
+                and (problems := probe(cfg, self._folder("").parent))
+            ):
+                raise ConfigError(problems)
             study = self._open(cfg, space, configs)
             self._queue(study, points)
         if study.is_done():
@@ -105,6 +118,8 @@ class Controller:
             )
         else:
             self._launch(study, space)
+            if self._is_slurm and not cfg.worker.wait:
+                return
         self._sum_up(study)
 
     def _open(self, cfg: DictConfig, space: Space, configs: Sequence[Mapping[str, Any]]) -> Study:
@@ -221,9 +236,8 @@ class Controller:
         with read_write(cfg.hydra), open_dict(cfg.hydra):
             cfg.hydra.sweep.dir = study.record.folder
             cfg.hydra.sweep.subdir = subdir
-        launcher = Plugins.instance().instantiate_launcher(
-            hydra_context=self._context, task_function=self._task, config=cfg
-        )
+        # A job composes its own configuration, when it starts; from the copy, not the live files.
+        frozen = HydraContext(make_loader(study.record.conf), self._context.callbacks)
         job = [
             *space.fixed,
             f"worker.join={_quoted(study.name)}",
@@ -236,6 +250,12 @@ class Controller:
             url = absolute_url(OmegaConf.select(cfg, key))
             if url.startswith("sqlite"):
                 job.append(f"{key}={_quoted(url)}")
+        if self._is_slurm:
+            self._submit(study, self._workers(frozen, cfg), [job] * cfg.worker.count)
+            return
+        launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=frozen, task_function=self._task, config=cfg
+        )
         with show_progress(study, self._console):
             try:
                 returns = launcher.launch([job] * cfg.worker.count, initial_job_idx=0)
@@ -247,6 +267,37 @@ class Controller:
             fault = job_return._return_value
             if isinstance(fault, BaseException) and not study.is_done():
                 raise fault
+
+    def _workers(self, context: HydraContext, cfg: DictConfig) -> Workers:
+        params = {k: v for k, v in cfg.hydra.launcher.items() if k != "_target_"}
+        workers = Workers(**params)
+        workers.setup(hydra_context=context, task_function=self._task, config=cfg)
+        return workers
+
+    def _submit(self, study: Study, workers: Workers, jobs: list[list[str]]) -> None:
+        try:
+            ids = workers.submit(jobs)
+        except LzsweepError:
+            if study.record.parent_run_id and not any(
+                t.state == "running" for t in study.trials()
+            ):
+                close_parent(study.record.folder, self._config.tracking.uri, "KILLED")
+            raise
+        study.add_jobs(ids)
+        self._say(
+            f"submitted {len(jobs)} workers of {study.name}: job {', '.join(ids)};"
+            f" they log to {_shown(Path(study.record.folder) / '.submitit')}"
+        )
+        self._say(
+            f"watch: lzsweep watch {study.name}; stop: lzsweep stop {study.name};"
+            f" go on: lzsweep resume {study.name}"
+        )
+        if not self._config.worker.wait:
+            if study.record.parent_run_id:
+                self._say(_how_to_look(study))
+            return
+        with show_progress(study, self._console):
+            wait(ids, lambda: study.is_done() or bool(study.stopped()))
 
     def _sum_up(self, study: Study) -> None:
         trials = study.trials()

@@ -11,11 +11,16 @@ from typing import Any
 import psutil
 
 
+def this_host() -> str:
+    """The machine's name; a node of a cluster is known by the name that the cluster gives it."""
+    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+
+
 def this_process() -> dict[str, Any]:
     """What a claim says of its process: host, boot, pid, birth."""
     boot = Path("/proc/sys/kernel/random/boot_id")
     return {
-        "host": socket.gethostname(),
+        "host": this_host(),
         "boot": boot.read_text().strip() if boot.exists() else "",
         "pid": os.getpid(),
         "born": _birth(os.getpid()),

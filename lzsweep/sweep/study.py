@@ -5,8 +5,9 @@ trial is all rows of one origin, and its number is the number of the first row. 
 knows that: everybody else sees `Trial` records.
 
 Kept in the study: `record` (what is swept, frozen at its creation), `budget` (the last command's
-word), `stopped` (why it ended early) and `warm_start` (the study that the sampler learns from, and
-until when). What reads, decides and writes holds the study-wide lock.
+word), `stopped` (why it ended early), `warm_start` (the study that the sampler learns from, and
+until when), `jobs` (ids of what was submitted to a cluster) and `barren JOB` (times that a job got
+to no checkpoint). What reads, decides and writes holds the study-wide lock.
 """
 
 from __future__ import annotations
@@ -202,6 +203,24 @@ class Study:
     def stopped(self) -> str:
         """Why the study was stopped before its budget was spent, or an empty text."""
         return str(self._study.user_attrs.get("stopped", ""))
+
+    # Jobs of a cluster
+
+    def jobs(self) -> list[str]:
+        """Ids of all jobs and job arrays that were submitted for this study."""
+        return list(self._study.user_attrs.get("jobs", []))
+
+    def add_jobs(self, ids: Sequence[str]) -> None:
+        """Note jobs, so that `lzsweep stop` finds them and no others."""
+        with self.lock():
+            self._study.set_user_attr("jobs", [*self.jobs(), *ids])
+
+    def count_barren(self, job: str) -> int:
+        """Note that a job's time ended without any checkpoint; how often that happened."""
+        key = f"barren {job}"
+        n_times = int(self._study.user_attrs.get(key, 0)) + 1
+        self._study.set_user_attr(key, n_times)
+        return n_times
 
     # Claim, report, tell
 

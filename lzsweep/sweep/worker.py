@@ -11,30 +11,27 @@ import logging
 import os
 import random
 import re
-import signal
-import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
-from types import FrameType
 from typing import Any, TypeVar
 
 import tenacity
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import UNSAFE_DISABLE_EXECUTION_CHECKS, instantiate
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
 
 from lzsweep.config import ARTIFACTS, WEIGHTS_FILE, make_loader
 from lzsweep.sweep.attempt import Attempt
 from lzsweep.sweep.composer import Composer
 from lzsweep.sweep.forkserver import await_forkserver, start_forkserver
 from lzsweep.sweep.lesson import find_lessons, teach
-from lzsweep.sweep.record import Claim, Ending, SeedResult, Trial
+from lzsweep.sweep.process import this_host
+from lzsweep.sweep.record import Claim, Ending, Record, SeedResult, Trial
 from lzsweep.sweep.report import finish_study
 from lzsweep.sweep.seeds import (
     best_seed,
@@ -46,13 +43,16 @@ from lzsweep.sweep.seeds import (
     sum_up,
     write_means,
 )
+from lzsweep.sweep.signals import Signals
 from lzsweep.sweep.slots import Slot, find_slots
 from lzsweep.sweep.storage import DATABASE_ERRORS, first_line
 from lzsweep.sweep.study import OpenRows, Study, TrialLost, open_study
 from lzsweep.sweep.trial import LOG_NAME, End, Kind, Report, Spec, Word, reason_of
+from lzsweep.sweep.walltime import Walltime
 from lzsweep.tracking.journal import Status
 from lzsweep.tracking.outbox import run_id_of
 from lzsweep.tracking.recorder import Recorder
+from lzsweep.tracking.runs import COMMIT_TAG, code_version
 
 LOOK_S = (0.5, 1.0)
 """Time between two looks of an idle slot at whether anything has changed, drawn anew each time."""
@@ -135,7 +135,7 @@ class Worker:
         self._study = study
         self._record = study.record
         self._cfg = cfg
-        self._name = f"{socket.gethostname()}:{os.getpid()}"
+        self._name = f"{this_host()}:{os.getpid()}"
         self._folder = Path(self._record.folder)
         loader = make_loader(self._record.conf)
         self._composer = Composer(loader, self._record.fixed, self._record.config_name)
@@ -147,6 +147,8 @@ class Worker:
         self._running: dict[int, Attempt] = {}  # row -> its attempt
         self._unheard: set[int] = set()  # slots whose last claim got no answer
         self._stopping = threading.Event()
+        self._walltime = Walltime(study, HydraConfig.get().launcher.get("signal_delay_s") or 0)
+        self._code = _changed_code(self._record)
 
     def run(self) -> None:
         """Work until the study is done or stopped, or a signal says so."""
@@ -154,23 +156,27 @@ class Worker:
             threading.Thread(target=self._fill, args=(slot,), name=f"slot {slot.number}")
             for slot in self._slots
         ]
-        with self._signals():
+        signals = Signals(self._stopping)
+        with signals:
             for thread in threads:
                 thread.start()
             while any(thread.is_alive() for thread in threads):
                 self._watch()
                 for thread in threads:
                     thread.join(WATCH_S / len(threads))
-        try:
-            if self._study.is_done() or self._study.stopped():
-                finish_study(self._study, self._cfg.tracking.uri)
-        finally:
-            if self._recorder:
-                self._recorder.close()
+            is_over = self._patiently(self._study.is_done) or self._patiently(self._study.stopped)
+            try:
+                if is_over:
+                    finish_study(self._study, self._cfg.tracking.uri)
+            finally:
+                if self._recorder:
+                    self._recorder.close()
+            if not is_over:
+                self._walltime.leave(signals)
 
     def _fill(self, slot: Slot) -> None:
         """One slot's life: claim and train until there is nothing left to wait for."""
-        while not self._stopping.is_set():
+        while not self._stopping.is_set() and self._patiently(self._walltime.has_room):
             claim = self._patiently(self._claim, slot)
             if claim is not None:
                 self._train_or_tell(claim, slot)
@@ -241,6 +247,7 @@ class Worker:
             "lzsweep.attempt": str(trial.attempt),
             "lzsweep.worker": self._name,
             "lzsweep.log": str(folder / LOG_NAME),
+            **self._code,
         }
         self._recorder.start(
             folder,
@@ -311,6 +318,7 @@ class Worker:
         record = self._record
 
         def answer(report: Report) -> Word:
+            self._walltime.progress()
             is_bad = self._patiently(
                 self._study.report, claim, report.rung, *report.values, seed=seed
             )
@@ -349,9 +357,12 @@ class Worker:
         """
         if end.kind == "stopped" or end.kind == "killed":  # this form narrows the type
             reason = end.reason or "its worker was stopped"
+            if end.kind == "stopped":
+                self._walltime.progress()
+            # Before another worker can take it up; where it goes on at once here, not at all.
+            if self._recorder and self._stopping.is_set():
+                self._recorder.end(folder, "KILLED", tags={"lzsweep.reason": reason})
             if self._hand_over(claim.trial, reason, free=end.kind == "stopped"):
-                if self._recorder and self._stopping.is_set():  # else it goes on at once
-                    self._recorder.end(folder, "KILLED", tags={"lzsweep.reason": reason})
                 return
             state: Ending = "error"
         else:
@@ -442,28 +453,14 @@ class Worker:
         )
         return retrying(call, *args, **kwargs)
 
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
-        """Stop at the first signal: trials checkpoint and go back. End at once at the second."""
 
-        def handle(number: int, _: FrameType | None) -> None:
-            if self._stopping.is_set():
-                Console().show_cursor()  # the live table hides it
-                os._exit(1)  # the trials' processes end with their pipes
-            self._stopping.set()
-            name = signal.Signals(number).name
-            print(
-                f"{name}: trials write a checkpoint and go back to the study;"
-                " once more to end at once",
-                file=sys.stderr,
-            )
-
-        before = {n: signal.signal(n, handle) for n in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+def _changed_code(record: Record) -> dict[str, str]:
+    """Tags of a trial whose code is not the one that the study began with."""
+    began, now = record.code.get(COMMIT_TAG), code_version().get(COMMIT_TAG)
+    if began == now:
+        return {}
+    _logger.warning("the study began with code %s, this worker runs %s", began, now)
+    return {"lzsweep.code.study_began_with": str(began)}
 
 
 def run_name(trial: Trial, seed: int | None = None) -> str:

@@ -1,0 +1,34 @@
+"""`lzsweep submit`: a sweep put on the cluster; nothing of it needs the shell that typed it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from lzsweep.commands import app
+
+_LAUNCHER = "hydra/launcher="
+
+
+@app.command(
+    context_settings={"ignore_unknown_options": True},
+    epilog="Examples:  lzsweep submit sweeps=demo worker.count=8"
+    "   |   lzsweep submit --dry-run sweeps=demo hydra.launcher.partition=gpu",
+)
+def submit(
+    arguments: Annotated[
+        list[str], typer.Argument(help="The same as for `lzsweep -m`.", metavar="ARGUMENTS...")
+    ],
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the job script and submit nothing.")
+    ] = False,
+) -> None:
+    """Put a sweep on the Slurm cluster and return: its workers do the rest."""
+    launcher = [] if any(a.startswith(_LAUNCHER) for a in arguments) else [f"{_LAUNCHER}slurm"]
+    how = "worker.dry_run=true" if dry_run else "worker.wait=false"
+    command = [sys.executable, "-m", "lzsweep", "-m", *arguments, *launcher, how]
+    sys.stdout.flush()
+    os.execv(sys.executable, command)

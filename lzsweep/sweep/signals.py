@@ -1,0 +1,90 @@
+"""The signals of a worker, which has them alone: its trials and their forkserver ignore them.
+
+Whoever set handlers before (submitit, which requeues the job at USR2) is asked once the trials
+are back in the study, not sooner.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+
+_ALWAYS = (signal.SIGINT, signal.SIGTERM)
+_IF_HANDLED = (signal.SIGUSR1, signal.SIGUSR2)
+
+_logger = logging.getLogger(__name__)
+
+
+class Signals:
+    """Sets an event at the first signal; hands over to the earlier owner at the end.
+
+    At a terminal a second signal ends everything at once. A job hears several in a row from its
+    cluster, and they all mean the first.
+    """
+
+    def __init__(self, stopping: threading.Event) -> None:
+        self._stopping = stopping
+        self._came: int | None = None
+        self._before: dict[int, Any] = {}
+
+    @property
+    def is_job(self) -> bool:
+        """Whether somebody is there who requeues: submitit."""
+        return any(number in self._before for number in _IF_HANDLED)
+
+    def __enter__(self) -> Self:
+        handled = [n for n in _IF_HANDLED if callable(signal.getsignal(n))]
+        self._before = {n: signal.signal(n, self._handle) for n in (*_ALWAYS, *handled)}
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def pass_on(self, is_kept: Callable[[], bool]) -> None:
+        """Let submitit requeue the job if a signal asks for that; then it does not return.
+
+        TERM comes with a cancellation and with a requeue by the cluster itself, where the job's
+        end is all that is wanted, but also as the first notice of a preemption, whose job is lost
+        to the sweep if it just ends.
+
+        Args:
+            is_kept: whether the cluster still lets the job run.
+        """
+        if self._came in _IF_HANDLED or (
+            self._came == signal.SIGTERM and self.is_job and is_kept()
+        ):
+            self.requeue()
+
+    def requeue(self) -> None:
+        """Have submitit requeue the job; returns only where there is no job."""
+        for number in _IF_HANDLED:
+            if number in self._before:
+                self._before[number](number, None)
+
+    def _handle(self, number: int, _: FrameType | None) -> None:
+        name = signal.Signals(number).name
+        if self._stopping.is_set() and not self.is_job:
+            Console().show_cursor()  # the live table hides it
+            os._exit(1)  # the trials' processes end with their pipes
+        # A request to requeue outweighs what came before it.
+        if self._came is None or number in _IF_HANDLED:
+            self._came = number
+        if self._stopping.is_set():
+            return
+        self._stopping.set()
+        more = "" if self.is_job else "; once more to end at once"
+        print(f"{name}: trials write a checkpoint and go back to the study{more}", file=sys.stderr)

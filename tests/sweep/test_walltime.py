@@ -1,0 +1,100 @@
+"""What still fits into a job's time, and what a job does that gets nowhere."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+
+from lzsweep.errors import LzsweepError
+from lzsweep.sweep.signals import Signals
+from lzsweep.sweep.study import Study
+from lzsweep.sweep.walltime import Walltime, seconds_to_checkpoint
+from tests.sweep.test_study import make_study, must_claim
+
+DELAY_S = 100.0
+NOW = 1_000_000.0
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Study:
+    return make_study(f"sqlite:///{tmp_path / 'study.db'}", n_trials=9)
+
+
+@pytest.fixture
+def ends(monkeypatch: pytest.MonkeyPatch) -> float:
+    """This process is a job of Slurm's that ends in half an hour."""
+    for name, value in {
+        "SUBMITIT_EXECUTOR": "slurm",
+        "SLURM_JOB_ID": "8",
+        "SLURM_ARRAY_JOB_ID": "7",
+        "SLURM_ARRAY_TASK_ID": "1",
+        "SLURM_JOB_END_TIME": str(NOW + 1800),
+    }.items():
+        monkeypatch.setenv(name, value)
+    return NOW + 1800
+
+
+def finish_one(study: Study, train_s: float, n_validations: int) -> None:
+    claim = must_claim(study)
+    for step in range(1, n_validations + 1):
+        study.report(claim, step, 1.0)
+    study.tell(claim, "complete", [1.0], train_s=train_s)
+
+
+def begun(study: Study, ends: float) -> Walltime:
+    """A job that began 1000 s before its end and is at the moment of its signal."""
+    times = iter([ends - 1000.0, *[ends - DELAY_S] * 9])
+    return Walltime(study, DELAY_S, clock=lambda: next(times))
+
+
+def test_a_trial_of_unknown_speed_is_always_started(study: Study, ends: float) -> None:
+    assert Walltime(study, DELAY_S, clock=lambda: ends - DELAY_S - 1).has_room()
+
+
+def test_nothing_is_started_that_reaches_no_checkpoint(study: Study, ends: float) -> None:
+    finish_one(study, train_s=600.0, n_validations=3)  # 200 s a checkpoint
+    finish_one(study, train_s=100.0, n_validations=2)
+    finish_one(study, train_s=900.0, n_validations=3)
+    assert seconds_to_checkpoint(study.trials()) == 200.0
+    assert Walltime(study, DELAY_S, clock=lambda: ends - DELAY_S - 201).has_room()
+    walltime = Walltime(study, DELAY_S, clock=lambda: ends - DELAY_S - 199)
+    assert not walltime.has_room()
+
+
+def test_without_a_job_there_is_always_room(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    finish_one(study, train_s=1e9, n_validations=1)
+    assert Walltime(study, DELAY_S).has_room()
+
+
+def test_a_job_that_twice_gets_nowhere_fails(study: Study, ends: float) -> None:
+    finish_one(study, train_s=4000.0, n_validations=1)
+    signals = Signals(threading.Event())
+    first, second = (begun(study, ends) for _ in range(2))
+    assert not first.has_room()
+    first.leave(signals)
+    assert study.stopped() == ""
+    assert not second.has_room()
+    with pytest.raises(LzsweepError, match=r"time limit too short: .* needs at least 70 min"):
+        second.leave(signals)
+    assert study.stopped() == "", "others get on"
+
+
+def test_a_job_that_got_on_is_never_blamed(study: Study, ends: float) -> None:
+    finish_one(study, train_s=4000.0, n_validations=1)
+    for _ in range(3):
+        walltime = Walltime(study, DELAY_S, clock=lambda: ends - DELAY_S)
+        assert not walltime.has_room()
+        walltime.progress()
+        walltime.leave(Signals(threading.Event()))
+    assert study.stopped() == ""
+
+
+def test_a_study_nobody_gets_on_with_is_stopped(study: Study, ends: float) -> None:
+    first, second = (begun(study, ends) for _ in range(2))
+    first.leave(Signals(threading.Event()))
+    with pytest.raises(LzsweepError, match="time limit too short"):
+        second.leave(Signals(threading.Event()))
+    assert study.stopped().startswith("time limit too short: a worker ended twice")
