@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"lzsweep {metadata.version('lzsweep')}")
             return 0
         if arguments and arguments[0] in NAMES:
-            return run_command(arguments)
+            return run_command(arguments, _run_hydra)
         return _run_hydra(arguments)
     except LzsweepError as error:
         return _fail(str(error), error.exit_code)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import StrEnum
 from typing import Annotated, Any
 
@@ -33,8 +33,13 @@ class Format(StrEnum):
 Output = Annotated[Format, typer.Option("--format", help="A table for people, JSON for scripts.")]
 
 
-def run_command(arguments: Sequence[str]) -> int:
-    """Run a subcommand and return its exit code; typer itself words what is wrong with usage."""
+def run_command(arguments: Sequence[str], run_hydra: Callable[[list[str]], int]) -> int:
+    """Run a subcommand and return its exit code; typer itself words what is wrong with usage.
+
+    Args:
+        arguments: the command line, subcommand first.
+        run_hydra: runs a command line of Hydra's, for subcommands that stand for one.
+    """
     if arguments[0] == "data":
         from lzsweep.commands import data  # noqa: F401
     elif arguments[0] == "rerun":
@@ -48,7 +53,7 @@ def run_command(arguments: Sequence[str]) -> int:
     else:
         from lzsweep.commands import study  # noqa: F401
     try:
-        app(list(arguments), prog_name="lzsweep")
+        app(list(arguments), prog_name="lzsweep", obj=run_hydra)
     except SystemExit as end:
         return int(end.code or 0)
     return 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import sys
 import time
 from pathlib import Path
 from typing import Annotated
@@ -195,6 +194,7 @@ def stop(study: Name, storage: Storage = SQLITE) -> None:
 
 @app.command(epilog="Examples:  lzsweep resume demo   |   lzsweep resume demo study.n_trials=40")
 def resume(
+    context: typer.Context,
     study: Name,
     overrides: Annotated[
         list[str] | None, typer.Argument(help="Overrides of this time, such as study.n_trials=40.")
@@ -209,7 +209,7 @@ def resume(
     command = ["-m", *record.command, f"study.name={study}", *(overrides or [])]
     print("lzsweep", shlex.join(command), flush=True)
     os.chdir(record.cwd)
-    os.execv(sys.executable, [sys.executable, "-m", "lzsweep", *command])
+    raise typer.Exit(context.obj(command))
 
 
 def must_exist(storage: str) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from typing import Annotated
 
 import typer
@@ -19,6 +17,7 @@ _LAUNCHER = "hydra/launcher="
     "   |   lzsweep submit --dry-run sweeps=demo hydra.launcher.partition=gpu",
 )
 def submit(
+    context: typer.Context,
     arguments: Annotated[
         list[str], typer.Argument(help="The same as for `lzsweep -m`.", metavar="ARGUMENTS...")
     ],
@@ -29,6 +28,4 @@ def submit(
     """Put a sweep on the Slurm cluster and return: its workers do the rest."""
     launcher = [] if any(a.startswith(_LAUNCHER) for a in arguments) else [f"{_LAUNCHER}slurm"]
     how = "worker.dry_run=true" if dry_run else "worker.wait=false"
-    command = [sys.executable, "-m", "lzsweep", "-m", *arguments, *launcher, how]
-    sys.stdout.flush()
-    os.execv(sys.executable, command)
+    raise typer.Exit(context.obj(["-m", *arguments, *launcher, how]))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
-import subprocess
 import sys
 import uuid
 from collections import Counter
@@ -17,12 +17,14 @@ import psycopg
 import pytest
 from mlflow import MlflowClient
 
+from lzsweep.cli import main
 from lzsweep.sweep.record import Trial
 from lzsweep.sweep.study import Study, open_study
 from tests.cluster.slurm import Cluster, free_ports, missing
 from tests.tracking.conftest import Server, empty_database, server  # noqa: F401
 
 HERE = Path(__file__).parent
+_FORK = multiprocessing.get_context("fork")
 QUICK = (
     "network=tiny",
     "callbacks=spy",
@@ -88,6 +90,41 @@ def postgres_tcp(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @dataclass
+class Done:
+    """How a command line ended."""
+
+    returncode: int | None
+    stdout: str
+    stderr: str
+
+
+class Shell:
+    """A command line in a process and a session of its own."""
+
+    def __init__(self, folder: Path, arguments: tuple[str, ...]) -> None:
+        name = uuid.uuid4().hex
+        self._out, self._err = folder / f"{name}.out", folder / f"{name}.err"
+        self.process = _FORK.Process(target=self._run, args=(arguments,))
+        self.process.start()
+
+    def _run(self, arguments: tuple[str, ...]) -> None:
+        os.setsid()
+        for number, path in ((1, self._out), (2, self._err)):
+            os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+        sys.stdout, sys.stderr = os.fdopen(1, "w", 1), os.fdopen(2, "w", 1)
+        code = main(arguments)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+    def said(self) -> str:
+        return self._err.read_text() if self._err.exists() else ""
+
+    def done(self) -> Done:
+        return Done(self.process.exitcode, self._out.read_text(), self._err.read_text())
+
+
+@dataclass
 class Lab:
     """A cluster, its servers, and a folder that all of its nodes see."""
 
@@ -96,12 +133,14 @@ class Lab:
     uri: str
     folder: Path
 
-    def lzsweep(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Type a command line in a shell of its own."""
-        return subprocess.run(
-            [sys.executable, "-m", "lzsweep", *arguments],
-            capture_output=True, text=True, check=False, timeout=900,
-        )  # fmt: skip
+    def lzsweep(self, *arguments: str) -> Done:
+        """Type a command line in a shell of its own: a fork, since imports take long."""
+        shell = self.shell(*arguments)
+        shell.process.join(900)
+        return shell.done()
+
+    def shell(self, *arguments: str) -> Shell:
+        return Shell(self.folder, arguments)
 
     def submit(self, *arguments: str) -> str:
         done = self.lzsweep("submit", *QUICK, *LAUNCHER, *arguments)

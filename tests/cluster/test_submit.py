@@ -2,32 +2,21 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
-
 from tests.cluster.conftest import LAUNCHER, QUICK, Lab
 
 
 def test_a_sweep_outlives_its_shell_and_keeps_its_config(lab: Lab) -> None:
     cluster = lab.cluster
     foreign = cluster.run("sbatch", "--parsable", "--output=/dev/null", "--wrap=sleep 900").strip()
-    command = (
-        sys.executable, "-m", "lzsweep", "submit", *QUICK, *LAUNCHER, "study.name=s",
-        "lr=0.02,0.05", "trainer.max_epochs=20", "callbacks.spy.pause_s=0.3",
-    )  # fmt: skip
     cluster.run("scontrol", "update", "partitionname=normal", "state=down")
-    with (lab.folder / "out.txt").open("w") as file:
-        shell = subprocess.Popen(
-            ["bash", "-c", '"$@"; sleep 900', "bash", *command],
-            stdout=file, stderr=file, start_new_session=True,
-        )  # fmt: skip
-        said = lab.folder / "out.txt"
-        lab.until(lambda: "compare the runs" in said.read_text(), "it is submitted")
-        os.killpg(shell.pid, signal.SIGKILL)
-        shell.wait()
-    out = said.read_text()
+    shell = lab.shell(
+        "submit", *QUICK, *LAUNCHER, "study.name=s", "lr=0.02,0.05", "trainer.max_epochs=20",
+        "callbacks.spy.pause_s=0.3",
+    )  # fmt: skip
+    lab.until(lambda: shell.process.exitcode is not None, "it is submitted")
+    done = shell.done()
+    assert done.returncode == 0, done.stderr
+    out = done.stdout
     for text in ("submitted 1 workers of s: job ", "lzsweep watch s", "lzsweep stop s", lab.uri):
         assert text in out
     job = out.split("job ")[1].split(";")[0]
@@ -62,18 +51,17 @@ def test_what_the_limits_refuse_is_tried_again(lab: Lab) -> None:
     cluster = lab.cluster
     for _ in range(3):
         cluster.run("sbatch", "--qos=narrow", "--hold", "--output=/dev/null", "--wrap=sleep 1")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "lzsweep", "submit", *QUICK, *LAUNCHER, "study.name=q", "lr=0.02",
-         "hydra.launcher.qos=narrow", "+hydra.launcher.additional_parameters.hold=true"],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    shell = lab.shell(
+        "submit", *QUICK, *LAUNCHER, "study.name=q", "lr=0.02", "hydra.launcher.qos=narrow",
+        "+hydra.launcher.additional_parameters.hold=true",
     )  # fmt: skip
-    assert process.stderr is not None
-    warning = process.stderr.readline()
-    assert "Slurm does not take the workers yet, trying again" in warning
-    assert "MaxSubmit" in warning
+    lab.until(lambda: "Slurm does not take the workers yet" in shell.said(), "it is refused")
+    assert "MaxSubmit" in shell.said()
     cluster.run("scancel", "--qos=narrow", "--user=root")
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err
+    shell.process.join(300)
+    done = shell.done()
+    assert done.returncode == 0, done.stderr
+    out = done.stdout
     job = out.split("job ")[1].split(";")[0]
     assert list(cluster.jobs()) == [job]
     assert lab.lzsweep("stop", "q").returncode == 0

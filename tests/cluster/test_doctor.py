@@ -1,0 +1,57 @@
+"""What is wrong with a cluster is told before anything is submitted."""
+
+from __future__ import annotations
+
+import json
+
+from tests.cluster.conftest import LAUNCHER, QUICK, Lab
+
+
+def test_the_doctor_asks_from_a_compute_node(lab: Lab) -> None:
+    command = (
+        "doctor", "--format", "json", "hydra/launcher=slurm", "hydra.launcher.mem_gb=1",
+        "hydra.launcher.cpus_per_task=1",
+    )  # fmt: skip
+    done = lab.lzsweep(*command)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = {f["check"]: f for f in json.loads(done.stdout)}
+    assert list(found) == [
+        "GPU", "torch", "disk", "study database", "MLflow", "cluster", "compute node",
+    ]  # fmt: skip
+    assert all(f["ok"] for f in found.values())
+    assert lab.uri in found["MLflow"]["text"]
+    assert not list(lab.folder.glob(".probe*"))
+    done = lab.lzsweep(*command, "tracking.uri=http://127.0.0.1:1")
+    assert done.returncode == 1
+    found = {f["check"]: f for f in json.loads(done.stdout)}
+    assert not found["MLflow"]["ok"]
+    assert "from compute node" in found["compute node"]["text"]
+    assert "http://127.0.0.1:1" in found["compute node"]["text"]
+
+
+def test_what_the_cluster_has_not_is_told_at_once(lab: Lab) -> None:
+    done = lab.lzsweep(
+        "submit", *QUICK, *LAUNCHER, "lr=0.02", "hydra.launcher.partition=urgent",
+        "hydra.launcher.timeout_min=90", "hydra.launcher.gpus_per_node=3",
+        "hydra.launcher.cpus_per_task=9", "hydra.launcher.mem_gb=64",
+    )  # fmt: skip
+    assert done.returncode == 2
+    lines = done.stderr.splitlines()
+    assert len(lines) == 4
+    assert "timeout_min must not exceed the 60 min of partition urgent, but got 90" in lines[0]
+    assert "gpus_per_node must fit a node of partition urgent, whose largest has 2" in lines[1]
+    assert "cpus_per_task must fit" in lines[2]
+    assert "mem_gb must fit" in lines[3]
+    done = lab.lzsweep("submit", *QUICK, *LAUNCHER, "lr=0.02", "hydra.launcher.partition=gpu")
+    assert done.returncode == 2
+    assert "there are normal, urgent" in done.stderr
+    assert lab.cluster.jobs() == {}
+    assert not (lab.folder / "multirun").exists()
+
+
+def test_only_a_cluster_takes_a_submission(lab: Lab) -> None:
+    done = lab.lzsweep("submit", *QUICK, "hydra/launcher=local", "lr=0.02")
+    assert done.returncode == 2
+    assert "only a Slurm cluster takes workers to go on alone, but hydra/launcher=local" in (
+        done.stderr
+    )

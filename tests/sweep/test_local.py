@@ -1,0 +1,22 @@
+"""The same sweep by other launchers: nothing in the engine is Slurm's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.sweep.conftest import Cli, check_study
+
+pytestmark = pytest.mark.slow
+
+
+def test_workers_as_processes_of_this_machine(cli: Cli, work: Path) -> None:
+    out = cli.sweep(
+        "study.name=p", "hydra/launcher=local", "network=tiny", "lr=0.01,0.02,0.05",
+        "worker.count=1", "hydra/sweeper/pruner=none",
+    )  # fmt: skip
+    assert "p: 3 of 3 trials finished (3 complete)" in out
+    check_study(cli, work, "p", 3)
+    logs = list((work / "multirun/p/.submitit").rglob("*.out"))
+    assert any("Job completed successfully" in log.read_text() for log in logs)
