@@ -189,7 +189,8 @@ class Cluster:
     def revive_node(self, node: str) -> None:
         self.start_node(node)
         self._succeeds("scontrol", "update", f"nodename={node}", "state=resume")
-        self.until(lambda: self._n_idle() == len(NODES), f"{node} comes back")
+        states = ("idle", "mixed", "allocated")
+        self.until(lambda: self._state(node) in states, f"{node} comes back", 60)
 
     def run(self, *command: str) -> str:
         """Run a command of Slurm's; its output."""
@@ -265,6 +266,9 @@ class Cluster:
             env=self.env, capture_output=True, text=True, check=False,
         )  # fmt: skip
         return len(done.stdout.split())
+
+    def _state(self, node: str) -> str:
+        return self.run("sinfo", "-h", f"--nodes={node}", "--partition=normal", "-o", "%T").strip()
 
     def _processes(self) -> Iterator[psutil.Process]:
         """Jobs of ours and their steps: they, and nobody else, have our slurm.conf."""
