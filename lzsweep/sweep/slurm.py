@@ -12,6 +12,7 @@ import logging
 import os
 import re
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -118,9 +119,11 @@ class Workers(SlurmLauncher):
             retry=tenacity.retry_if_exception(lambda e: is_passing(str(e))),
             wait=tenacity.wait_random_exponential(multiplier=2, max=60),
             stop=tenacity.stop_after_delay(SUBMIT_PATIENCE_S),
-            before_sleep=lambda state: _logger.warning(
-                "Slurm does not take the workers yet, trying again: %s",
+            before_sleep=lambda state: print(
+                "Slurm does not take the workers yet, trying again:",
                 told(str(state.outcome.exception()) if state.outcome else ""),
+                file=sys.stderr,
+                flush=True,
             ),
             reraise=True,
         )
