@@ -76,7 +76,7 @@ def test_what_slurm_refuses_for_good_is_told_at_once(lab: Lab) -> None:
     assert done.returncode == 2
     assert "Slurm must take the workers, but sbatch says:" in done.stderr
     assert "nvalid account" in done.stderr
-    assert len(done.stderr.splitlines()) == 1
+    assert len(done.stderr.splitlines()) == 2, "what sbatch says, and what we make of it"
 
 
 def test_the_script_is_shown_and_nothing_submitted(lab: Lab) -> None:
