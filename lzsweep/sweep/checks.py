@@ -207,7 +207,8 @@ def _place_problems(cfg: DictConfig, *, is_basic: bool) -> list[str]:
                 " start the sweep with lzsweep -m"
             )
     else:
-        problems += limit_problems(cfg.hydra.launcher)
+        with _noted(problems):
+            problems += limit_problems(cfg.hydra.launcher)
         for key, url in (("study.storage", cfg.study.storage), ("tracking.uri", cfg.tracking.uri)):
             if str(url).startswith("sqlite"):
                 problems.append(
