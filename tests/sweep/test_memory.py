@@ -67,7 +67,7 @@ def test_descendants_count_and_what_they_share_counts_once() -> None:
         return shared, child
 
     base = taken_by(lambda: None)
-    assert 150 <= taken_by(share) - base <= 300
+    assert 150 <= taken_by(share) - base < 390, "not 400, though two processes have it"
 
 
 def test_below_the_limit_there_is_nothing_to_say() -> None:

@@ -257,7 +257,7 @@ def test_a_worker_killed_between_its_claim_and_the_first_heartbeat(
             os.kill(os.getpid(), signal.SIGKILL)
 
     def claim_and_die() -> None:
-        study = make_study(url)
+        study = make_study(url, n_trials=1)
         study.__class__ = Dying
         study.claim(LINE, "w")
 
