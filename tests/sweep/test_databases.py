@@ -25,7 +25,19 @@ def restart_postgres(url: str, mode: str) -> None:
     server = next(s for s in PostgresServer._instances.values() if s.get_uri() == url)
     log = server.pgdata / "restarts.log"
     subprocess.run(
-        [server.bin_path / "pg_ctl", "-w", "-D", server.pgdata, "-l", log, "-m", mode, "restart"],
+        [
+            server.bin_path / "pg_ctl",
+            "-w",
+            "-t",
+            "300",
+            "-D",
+            server.pgdata,
+            "-l",
+            log,
+            "-m",
+            mode,
+            "restart",
+        ],
         user=server.system_user,
         cwd=server.pgdata,
         stdout=subprocess.DEVNULL,  # the server would keep a pipe open
