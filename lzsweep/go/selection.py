@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from datetime import date
 from typing import Any
 
 from lzsweep.errors import ConfigError
@@ -48,13 +49,15 @@ class Filter:
 
     def __post_init__(self) -> None:
         problems = []
-        if isinstance(self.min_moves, bool) or not isinstance(self.min_moves, int):
-            problems.append(f"`min_moves` must be a number, but got {self.min_moves!r}.")
+        if type(self.min_moves) is not int or self.min_moves < 0:
+            problems.append(
+                f"`min_moves` must be a whole number >= 0, but got {self.min_moves!r}."
+            )
         if self.min_rank is not None and rank_level(str(self.min_rank)) is None:
             problems.append(f"`min_rank` must be like 5k, 6d or 1p, but got {self.min_rank!r}.")
-        problems += _range_problems("komi", self.komi, int | float)
-        problems += _range_problems("handicap", self.handicap, int)
-        problems += _range_problems("dates", self.dates, str)
+        problems += _range_problems("komi", self.komi, (int, float))
+        problems += _range_problems("handicap", self.handicap, (int,))
+        problems += _range_problems("dates", self.dates, (str,))
         if problems:
             raise ConfigError([f"data.filter: {problem}" for problem in problems])
 
@@ -126,18 +129,29 @@ def rank_level(text: str) -> int | None:
     return number + _PROFESSIONAL if unit == "p" else number
 
 
-def _range_problems(name: str, limits: Sequence[Any] | None, kind: Any) -> list[str]:
+def _range_problems(name: str, limits: Sequence[Any] | None, kinds: tuple[type, ...]) -> list[str]:
     if limits is None:
         return []
     is_pair = isinstance(limits, tuple) and len(limits) == 2
-    if not is_pair or not all(isinstance(value, kind) for value in limits):
+    # No number is itself but what is none ("nan"), and a bool is an int.
+    if not is_pair or not all(type(value) in kinds and value == value for value in limits):
         return [f"`{name}` must be a pair [lowest, highest], but got {limits!r}."]
-    if kind is str and not all(_DATE.fullmatch(date) for date in limits):
+    if name == "dates" and not all(map(_is_date, limits)):
         return [f"`{name}` must be like 2008, 2008-03 or 2008-03-31, but got {limits!r}."]
     low, high = limits
-    if low > (f"{high}~" if kind is str else high):
+    if low > (f"{high}~" if name == "dates" else high):
         return [f"`lowest <= highest` must hold for `{name}`, but got {limits!r}."]
+    if name == "handicap" and low < 0:
+        return [f"`{name}` must not be negative, but got {limits!r}."]
     return []
+
+
+def _is_date(text: str) -> bool:
+    try:
+        date.fromisoformat(f"{text}-01-01"[:10])
+    except ValueError:
+        return False
+    return _DATE.fullmatch(text) is not None
 
 
 def _last_days(dates: tuple[str, str] | None) -> tuple[str, str] | None:

@@ -90,8 +90,9 @@ def ensure_store(
         if not target.exists():
             with FileLock(cache / f"{target.stem}.lock"):
                 if not target.exists():
-                    source = "the bundled games" if path == BUNDLED else _describe(path)
-                    pieces = _read(path, kind, strict, Filter.of(filter))
+                    limits = Filter.of(filter)
+                    source = _describe(path, strict, limits)
+                    pieces = _read(path, kind, strict, limits)
                     build_store(target, pieces, source=source, progress=progress)
                     _mark(target, cache).touch()
         if not (mark := _mark(target, cache)).exists():
@@ -184,8 +185,13 @@ def _read(path: Paths, kind: str, strict: bool, limits: Filter) -> Iterator[Game
         yield from select(read_games(paths, strict=strict), limits)
 
 
-def _describe(path: Paths) -> str:
-    return str(path) if isinstance(path, str | Path) else ", ".join(str(part) for part in path)
+def _describe(path: Paths, strict: bool, limits: Filter) -> str:
+    parts = [path] if isinstance(path, str | Path) else path
+    names = "the bundled games" if path == BUNDLED else ", ".join(map(str, parts))
+    asked = ["strict"] if strict else []
+    for name, value in limits.limits().items():
+        asked.append(f"{name}={list(value) if isinstance(value, tuple) else value}")
+    return f"{names} ({', '.join(asked)})" if asked else names
 
 
 def _content_key(paths: Paths, kind: str, cache: Path) -> str:
