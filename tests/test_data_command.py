@@ -12,6 +12,7 @@ import pytest
 from lzsweep.go.chunks import Records, encode_game, read_chunks, write_chunks
 from lzsweep.go.sgf import Game, read_games
 from lzsweep.train.build import BUNDLED_GAMES
+from lzsweep.train.store import MAGIC, VERSION
 from tests.go.test_fetch import CONTENT, SHA256, FlakyServer, server  # noqa: F401
 from tests.sweep.conftest import Cli, cli  # noqa: F401
 
@@ -77,7 +78,28 @@ def test_info_says_which_store_is_damaged(cli: Cli, games: Path, work: Path) -> 
     assert "games" in told(cli, "info", str(path))
     assert "`frames` does not match its checksum" in refused(cli, "info", str(path), "--verify")
     (damaged,) = told(cli, "info", "--verify", "--cache-dir", "own")
-    assert "does not match its checksum" in damaged["damaged"]
+    assert damaged["unusable"] == "damaged"
+    assert "does not match its checksum" in damaged["reason"]
+
+
+@pytest.mark.parametrize(("version", "state"), [(1, "obsolete"), (VERSION + 1, "newer")])
+def test_info_names_stores_of_other_versions(
+    cli: Cli,  # noqa: F811
+    games: Path,
+    version: int,
+    state: str,
+) -> None:
+    path = Path(told(cli, "import", str(games), "--cache-dir", "own")["store"])
+    data = bytearray(path.read_bytes())
+    data[len(MAGIC)] = version
+    path.with_name("other.store").write_bytes(data)
+
+    (other,) = (row for row in told(cli, "info", "--cache-dir", "own") if "unusable" in row)
+    assert other["unusable"] == state
+    code, out, _ = cli("data", "info", "--cache-dir", "own")
+    assert code == 0
+    assert other["reason"] in out.splitlines()
+    assert f"other.store has version {version}" in refused(cli, "info", "own/other.store")
 
 
 @pytest.mark.parametrize("form", ["text", "binary"])
@@ -120,6 +142,21 @@ def test_fetch(cli: Cli, server: FlakyServer) -> None:  # noqa: F811
     assert Path("got/kgs 2017.zip").read_bytes() == CONTENT
 
 
+def test_ctrl_c_is_told_and_keeps_what_came(
+    cli: Cli,  # noqa: F811
+    server: FlakyServer,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def press(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lzsweep.commands.data.Progress.update", press)
+    assert cli("data", "fetch", server.url, "-o", "got") == (1, "", "lzsweep: stopped by Ctrl-C\n")
+    assert CONTENT.startswith(Path("got/kgs 2017.zip.part").read_bytes())
+    monkeypatch.undo()
+    assert cli("data", "fetch", server.url, "-o", "got")[0] == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -128,6 +165,7 @@ def test_fetch(cli: Cli, server: FlakyServer) -> None:  # noqa: F811
         (["info", "nowhere"], "nowhere does not"),
         (["import", "bundled", "--filter", "rank=6d"], "handicap, but got rank"),
         (["import", "bundled", "--filter", "min_rank"], "--filter takes KEY=VALUE"),
+        (["import", "bundled", "--filter", "komi=[5"], "a list in brackets, but got 'komi=[5'"),
         (["import", "bundled", "--filter", "min_rank=good"], "must be like 5k, 6d or 1p"),
         (["import", "bundled", "--filter", "komi=5"], "`komi` must be a pair"),
         (["import", "bundled", "--filter", "min_moves=999"], "too few moves: 180"),

@@ -21,14 +21,15 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 from rich.table import Table
+from yaml import YAMLError
 
 from lzsweep.commands import Format, Output, app, print_json
-from lzsweep.errors import LzsweepError, UserError
+from lzsweep.errors import DataError, UserError
 from lzsweep.go.chunks import write_chunks
 from lzsweep.go.fetch import fetch as fetch_file
 from lzsweep.train.build import ensure_store, find_store
 from lzsweep.train.pieces import game_records
-from lzsweep.train.store import Store
+from lzsweep.train.store import Store, StoreVersionError
 
 data_app = typer.Typer(
     add_completion=False, rich_markup_mode=None, no_args_is_help=True, help="Look after the games."
@@ -223,7 +224,12 @@ def _limits(filters: list[str] | None) -> dict[str, Any]:
     for text in filters or ():
         if "=" not in text:
             raise UserError(f"--filter takes KEY=VALUE, but got {text!r}")
-    given = OmegaConf.from_dotlist(filters or [])
+    try:
+        given = OmegaConf.from_dotlist(filters or [])
+    except YAMLError as error:
+        raise UserError(
+            f"--filter takes KEY=VALUE, a list in brackets, but got {' '.join(filters or ())!r}"
+        ) from error
     limits = OmegaConf.to_container(given)
     assert isinstance(limits, dict)
     return {str(key): value for key, value in limits.items()}
@@ -285,8 +291,9 @@ def _list_stores(cache: Path, verify: bool, format: Format) -> None:
     for path in sorted(cache.glob("*.store")):
         try:
             described.append(describe(Store.open(path, verify=verify), verified=verify))
-        except LzsweepError as e:
-            described.append({"store": str(path), "damaged": str(e)})
+        except DataError as e:
+            state = e.age if isinstance(e, StoreVersionError) else "damaged"
+            described.append({"store": str(path), "unusable": state, "reason": str(e)})
     if format is Format.json:
         print_json(described)
         return
@@ -297,8 +304,11 @@ def _list_stores(cache: Path, verify: bool, format: Format) -> None:
     for row in described:
         name = Path(row["store"]).name
         counts = [str(row.get(key, "")) for key in ("games", "positions", "bytes")]
-        table.add_row(*counts, row.get("source", "damaged"), name)
+        table.add_row(*counts, row.get("source") or row["unusable"], name)
     console = Console(markup=False, highlight=False)
     console = console if console.is_terminal else Console(markup=False, width=300)
     console.print(table)
+    for row in described:
+        if "unusable" in row:
+            print(row["reason"])
     print(f"{len(described)} stores in {cache}")

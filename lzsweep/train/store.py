@@ -82,6 +82,22 @@ WIDTHS = {"frames": FRAME_BYTES, "policy_moves": POLICY_BYTES}
 """Bytes a row of the sections that are tables."""
 
 
+class StoreVersionError(DataError):
+    """A sound store of another version; `age` is "obsolete" or "newer"."""
+
+    def __init__(self, path: Path, number: int) -> None:
+        self.age = "newer" if number > VERSION else "obsolete"
+        author, way_out = (
+            ("a newer", "update lzsweep, or delete it")
+            if number > VERSION
+            else ("an older", "delete it, and import its games anew if you still want them")
+        )
+        super().__init__(
+            f"This lzsweep reads stores of version {VERSION}, but {path} has version {number}, "
+            f"as {author} lzsweep wrote it: {way_out}."
+        )
+
+
 @dataclass(frozen=True)
 class Store:
     """An open store. The arrays are read-only views of the mapped file."""
@@ -115,7 +131,8 @@ class Store:
             verify: also compare every section with its checksum and see that all fits together.
 
         Raises:
-            DataError: the file is missing, damaged or written by another version of lzsweep.
+            StoreVersionError: another version of lzsweep wrote it.
+            DataError: the file is missing or damaged.
         """
         path = Path(path)
         try:
@@ -185,13 +202,7 @@ def _read_header(file: BinaryIO, path: Path) -> dict[str, Any]:
     if len(text) < length or zlib.crc32(text) != crc:
         raise damaged(path, "its header does not match its checksum")
     if number != VERSION:
-        age, way_out = (
-            ("newer", "Update lzsweep") if number > VERSION else ("older", "Import anew")
-        )
-        raise DataError(
-            f"This lzsweep reads stores of version {VERSION}, but {path} has version {number}: "
-            f"written by a{'n' * (age == 'older')} {age} lzsweep. {way_out} or delete the file."
-        )
+        raise StoreVersionError(path, number)
     try:
         header = json.loads(text)
         described = header["version"] == number and isinstance(header["sections"], dict)

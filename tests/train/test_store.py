@@ -165,14 +165,14 @@ def test_damage_in_a_section_is_seen_when_asked_for(tmp_path: Path) -> None:
 def test_a_newer_file_is_told_from_a_damaged_one(tmp_path: Path) -> None:
     path = damaged(build(tmp_path, [game(5)]).path, 8, (3).to_bytes(4, "little"))
 
-    with pytest.raises(DataError, match="has version 3: written by a newer lzsweep"):
+    with pytest.raises(DataError, match=r"has version 3, as a newer .*: update lzsweep"):
         Store.open(path)
 
 
 def test_an_older_file_is_not_misread(tmp_path: Path) -> None:
     path = damaged(build(tmp_path, [game(5)]).path, 8, (1).to_bytes(4, "little"))
 
-    with pytest.raises(DataError, match=r"has version 1: written by an older .* Import anew"):
+    with pytest.raises(DataError, match=r"has version 1, as an older .*: delete it, and import"):
         Store.open(path)
 
 
@@ -288,6 +288,8 @@ def test_what_is_asked_of_the_games_is_part_of_the_key(tmp_path: Path) -> None:
 
     assert (every.n_games, even.n_games, strict.n_games) == (3, 1, 2)
     assert len({every.path, even.path, strict.path}) == 3
+    told = [store.info["source"] for store in (every, even, strict)]
+    assert told == [str(games), f"{games} (komi=[7, 8])", f"{games} (strict)"]
     assert ensure_store(games, cache) == every.path
     assert even.info["drops"] == {"komi unknown": 2}
     assert even.info["examples"] == {"komi unknown": f"{games}#1: "}
