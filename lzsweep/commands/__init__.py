@@ -15,6 +15,8 @@ NAMES = (
 )  # fmt: skip
 """What may be the first word of a command line."""
 
+_INTERRUPTED = 130  # what typer makes of Ctrl-C
+
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 
@@ -55,6 +57,8 @@ def run_command(arguments: Sequence[str], run_hydra: Callable[[list[str]], int])
     try:
         app(list(arguments), prog_name="lzsweep", obj=run_hydra)
     except SystemExit as end:
+        if end.code == _INTERRUPTED:
+            raise KeyboardInterrupt from end
         return int(end.code or 0)
     return 0
 

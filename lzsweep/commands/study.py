@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -168,7 +169,7 @@ def watch(study: Name, storage: Storage = SQLITE) -> None:
     """Show live how a study goes, whoever started it, until it ends; Ctrl-C only leaves."""
     must_exist(storage)
     opened = open_study(storage, study)
-    with show_progress(opened, make_console()):
+    with suppress(KeyboardInterrupt), show_progress(opened, make_console()):
         while not (opened.is_done() or opened.stopped()):
             time.sleep(1.0)
 

@@ -111,7 +111,7 @@ def _fetch_new(url: str, target: Path, sha256: str | None, progress: Progress | 
 
 
 def _download(url: str, part: Path, marker: Path, progress: Progress | None) -> None:
-    problem = ""
+    problem, way_out = "", "try again later"
     for attempt in range(_TRIES):
         if attempt:
             sleep(2.0 ** (attempt - 1))
@@ -123,11 +123,12 @@ def _download(url: str, part: Path, marker: Path, progress: Progress | None) -> 
         except HTTPError as e:
             problem = f"the server answers {e.code} {e.reason}"
             if e.code < 500 and e.code not in (408, 429):
+                way_out = "look for another URL"
                 break
         except (URLError, HTTPException, ConnectionError, TimeoutError) as e:
             problem = str(getattr(e, "reason", e)) or type(e).__name__
     kept = f"; the first {part.stat().st_size} bytes are kept" if part.exists() else ""
-    raise DataError(f"{url} must be there to be fetched, but {problem}{kept}: try again later.")
+    raise DataError(f"{url} must be there to be fetched, but {problem}{kept}: {way_out}.")
 
 
 def _pieces(url: str, part: Path, marker: Path) -> Iterator[tuple[int, int | None]]:
