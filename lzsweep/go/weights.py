@@ -44,7 +44,7 @@ _N_ROWS_WITHOUT_TOWER: Final = 18
 _N_ROWS_OF_BLOCK: Final = 8
 # Far above any network there is; a damaged or hostile file must not fill the memory.
 _MAX_LINES: Final = 10_000
-_MAX_LINE_BYTES: Final = 1 << 28
+_MAX_LINE_BYTES: Final = 1 << 26
 _MAX_NUMBERS: Final = 1 << 28
 
 Array = npt.NDArray[np.float32]
