@@ -26,6 +26,9 @@ CASES = PROJECT / "tests" / "data" / "sgf-cases"
 RECORD_LINES = 19
 N_HISTORY = 8
 
+# A plane's first point is the highest bit of its first digit.
+_MIRRORED = str.maketrans({f"{n:x}": f"{int(f'{n:04b}'[::-1], 2):x}" for n in range(16)})
+
 # planes (8 own, 8 opponent's), side, move, result
 Record = tuple[tuple[int, ...], int, int, int]
 
@@ -128,11 +131,10 @@ def game_records(game: Game) -> list[Record]:
 
 
 def parse_record(lines: list[str]) -> Record:
-    planes = []
-    for line in lines[:16]:
-        bits = "".join(f"{int(digit, 16):04b}" for digit in line[:90]) + line[90]
-        planes.append(int(bits[::-1], 2))
-    return tuple(planes), int(lines[16]), lines[17].split(" ").index("1"), int(lines[18])
+    planes = tuple(
+        int(line[89::-1].translate(_MIRRORED), 16) | int(line[90]) << 360 for line in lines[:16]
+    )
+    return planes, int(lines[16]), lines[17].split(" ").index("1"), int(lines[18])
 
 
 def start_leelaz(folder: Path, net: str, *options: str) -> Engine:
