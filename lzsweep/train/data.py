@@ -184,7 +184,7 @@ def _as_it_is(batch: Any) -> Any:
 
 
 class _Here:
-    """What a DataLoader without workers does, at a tenth of its cost."""
+    """What a DataLoader without workers does; it would add a third to gathering 512 positions."""
 
     def __init__(self, dataset: Dataset[Any], order: EpochOrder) -> None:
         self._dataset = dataset
