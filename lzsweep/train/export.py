@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import pickle
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -184,6 +185,11 @@ def publish(folder: Path) -> None:
 
 def _open_checkpoint(path: Path) -> tuple[dict[str, int], State]:
     """The network's shape and state in a checkpoint."""
+    if not zipfile.is_zipfile(path):  # torch would say so in words for programmers
+        raise DataError(
+            f"{path} must be a checkpoint, but is damaged or none: it does not end as one; name"
+            " another one of the run's checkpoints"
+        )
     try:
         checkpoint: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     # Whatever a file that is no checkpoint makes torch raise.

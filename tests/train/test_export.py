@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -117,10 +118,16 @@ def test_checkpoints_of_others_are_refused(tmp_path: Path) -> None:
     larger.register_parameter("extra", torch.nn.Parameter(torch.ones(1)))
     with pytest.raises(OtherModuleError, match=r"larger.ckpt: .* nothing like extra"):
         read_checkpoint(checkpoint_of(larger, tmp_path / "larger.ckpt"))
-    broken = tmp_path / "broken.ckpt"
-    broken.write_bytes(b"PK\x03\x04 and no more")
-    with pytest.raises(DataError, match=r"broken.ckpt must be a checkpoint, but is damaged"):
-        read_checkpoint(broken)
+    whole = other.read_bytes()
+    for content in (b"", b"hello\n", b"PK\x03\x04 and no more", whole[: len(whole) // 2]):
+        broken = tmp_path / "broken.ckpt"
+        broken.write_bytes(content)
+        with pytest.raises(DataError, match=r"broken.ckpt must be .* it does not end as one"):
+            read_checkpoint(broken)
+    with zipfile.ZipFile(tmp_path / "games.zip", "w") as archive:
+        archive.writestr("a.sgf", "(;)")
+    with pytest.raises(DataError, match=r"games.zip must be a checkpoint, but is damaged or none"):
+        read_checkpoint(tmp_path / "games.zip")
 
 
 @pytest.mark.parametrize("kind", ["weights", "checkpoint", "run"])
@@ -237,16 +244,20 @@ def test_the_engine_computes_what_our_network_does(
     kind: str, games: list[Game], make_config: MakeConfig, tmp_path: Path
 ) -> None:
     """50 positions in 8 symmetries, through our store, decoder, symmetries and forward pass."""
+    network = Network(2, 8).eval()
+    checkpoint = tmp_path / "checkpoints" / "best.ckpt"
     if kind == "random":
-        weights = random_weights(2, 8, seed=2)
+        network.load_state_dict(to_state(random_weights(2, 8, seed=2)))
+        checkpoint.parent.mkdir()
+        checkpoint_of(network, checkpoint)
     else:
         train(trained_config(make_config, trainer__max_steps=300), folder=tmp_path)
-        weights = read_checkpoint(tmp_path / "checkpoints" / "best.ckpt")
+        start_from(network, checkpoint)
+    weights = read_checkpoint(checkpoint)
     layers = [weights.input, *weights.tower, weights.policy, weights.value]
     assert max(np.abs(layer.mean).max() for layer in layers) > 0.5
     assert max(np.abs(np.log10(layer.variance)).max() for layer in layers) > 0.5
     write_weights(tmp_path / "net.txt.gz", weights)
-    network = build_network(read_weights(tmp_path / "net.txt.gz"))
     store = build_store(tmp_path / "x.store", games, source="test")
     rows = Rows.of(store)
     winrates = []
