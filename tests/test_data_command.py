@@ -150,10 +150,11 @@ def test_ctrl_c_is_told_and_keeps_what_came(
     def press(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("lzsweep.commands.data.Progress.update", press)
-    assert cli("data", "fetch", server.url, "-o", "got") == (1, "", "lzsweep: stopped by Ctrl-C\n")
+    with monkeypatch.context() as patch:
+        patch.setattr("lzsweep.commands.data.Progress.update", press)
+        code, out, err = cli("data", "fetch", server.url, "-o", "got")
+    assert (code, out, err) == (1, "", "lzsweep: stopped by Ctrl-C\n")
     assert CONTENT.startswith(Path("got/kgs 2017.zip.part").read_bytes())
-    monkeypatch.undo()
     assert cli("data", "fetch", server.url, "-o", "got")[0] == 0
 
 
