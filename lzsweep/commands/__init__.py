@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from enum import StrEnum
+from importlib import import_module
 from typing import Annotated, Any
 
 import typer
 
-NAMES = (
-    "list", "status", "best", "watch", "stop", "resume", "rerun", "submit", "doctor", "sync",
-    "export", "data",
-)  # fmt: skip
+_OWN_MODULES = ("data", "doctor", "export", "report", "rerun", "submit")
+NAMES = ("list", "status", "best", "watch", "stop", "resume", "sync", *_OWN_MODULES)
 """What may be the first word of a command line."""
 
 _INTERRUPTED = 130  # what typer makes of Ctrl-C
@@ -42,18 +41,8 @@ def run_command(arguments: Sequence[str], run_hydra: Callable[[list[str]], int])
         arguments: the command line, subcommand first.
         run_hydra: runs a command line of Hydra's, for subcommands that stand for one.
     """
-    if arguments[0] == "data":
-        from lzsweep.commands import data  # noqa: F401
-    elif arguments[0] == "rerun":
-        from lzsweep.commands import rerun  # noqa: F401
-    elif arguments[0] == "export":
-        from lzsweep.commands import export  # noqa: F401
-    elif arguments[0] == "submit":
-        from lzsweep.commands import submit  # noqa: F401
-    elif arguments[0] == "doctor":
-        from lzsweep.commands import doctor  # noqa: F401
-    else:
-        from lzsweep.commands import study  # noqa: F401
+    own = arguments[0] if arguments[0] in _OWN_MODULES else "study"
+    import_module(f"lzsweep.commands.{own}")
     try:
         app(list(arguments), prog_name="lzsweep", obj=run_hydra)
     except SystemExit as end:

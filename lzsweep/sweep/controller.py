@@ -29,6 +29,7 @@ from lzsweep.sweep.checks import check_sweep
 from lzsweep.sweep.folder import freeze, frozen, take_folder
 from lzsweep.sweep.forkserver import start_forkserver
 from lzsweep.sweep.lesson import find_lessons
+from lzsweep.sweep.page import PAGE_NAME, REPORT_NAME
 from lzsweep.sweep.points import read_points
 from lzsweep.sweep.probe import probe
 from lzsweep.sweep.progress import show_progress
@@ -337,6 +338,7 @@ class Controller:
             self._say(_how_to_look(study))
         if done or study.stopped():
             finish_study(study, self._config.tracking.uri)
+            self._say(f"report: {_shown(Path(study.record.folder) / REPORT_NAME / PAGE_NAME)}")
         if done and (spent := study.spent()):
             self._say(f"the study ended early: {spent}")
         if reason := study.stopped():

@@ -17,6 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from lzsweep.config import make_loader
+from lzsweep.sweep.findings import gather
 from lzsweep.sweep.record import STATES, Trial
 from lzsweep.sweep.study import Study
 from lzsweep.tracking.journal import Journal, Status
@@ -230,16 +231,21 @@ def write_best(study: Study) -> str:
 
 
 def finish_study(study: Study, uri: str) -> None:
-    """Write `best.yaml` and end the parent run, if there is one that is open.
+    """Write `best.yaml` and the report, and end the parent run, if there is one that is open.
 
     The last worker and every controller do it; to do it again changes nothing.
     """
-    write_best(study)
+    from lzsweep.sweep.page import REPORT_NAME, write_report_aside
+
+    findings = gather(study, write_best(study))
     folder = Path(study.record.folder)
+    has_report = write_report_aside(findings, folder / REPORT_NAME)
     if study.record.parent_run_id is None:
         return
     with Journal(folder) as journal:
         is_open = journal.status == "RUNNING"
+        if is_open and has_report:
+            journal.artifact(REPORT_NAME)
     if is_open:
         status: Status = "FINISHED" if study.best() else "FAILED"
         if reason := study.stopped():

@@ -149,6 +149,10 @@ class Study:
                 latest[number] = attempt, row
         return [latest[number][1] for number in sorted(latest)]
 
+    def attempts(self) -> list[Trial]:
+        """Each try at a trial, as of its own end, in the order in which they were made."""
+        return [trial_of(row) for row in self._study.get_trials(deepcopy=False)]
+
     def is_done(self, trials: Sequence[Trial] | None = None) -> bool:
         """Whether the budget is spent and nothing that belongs to it is still to end."""
         trials = self.trials() if trials is None else trials

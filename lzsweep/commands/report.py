@@ -1,0 +1,40 @@
+"""`report`: what a study found, as one page with pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lzsweep.commands import app
+from lzsweep.commands.study import SQLITE, Name, Storage, must_exist
+from lzsweep.errors import UserError
+from lzsweep.sweep.findings import gather
+from lzsweep.sweep.page import REPORT_NAME, write_report
+from lzsweep.sweep.report import write_best
+from lzsweep.sweep.study import open_study
+
+
+@app.command(epilog="Examples:  lzsweep report demo   |   lzsweep report demo -o public/demo")
+def report(
+    study: Name,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "-o", "--output", metavar="DIR", help="Folder for it; else `report` in the study's."
+        ),
+    ] = None,
+    storage: Storage = SQLITE,
+) -> None:
+    """Draw what a study found until now: one HTML page, its pictures inside and beside it."""
+    must_exist(storage)
+    opened = open_study(storage, study)
+    folder = output or Path(opened.record.folder) / REPORT_NAME
+    try:
+        page = write_report(gather(opened, write_best(opened)), folder)
+    except OSError as error:
+        raise UserError(
+            f"a report must go to a writable folder, but {folder}: {error.strerror}; set -o"
+        ) from error
+    print(page)

@@ -1,0 +1,191 @@
+"""The report of a study: one HTML page with its pictures inside, and the pictures beside it.
+
+`FOLDER/report/index.html` and `FOLDER/report/NAME.png`. The page needs no other file and no
+network. A report never stands in a sweep's way: it is made once all trials have ended, in a
+process of its own that may take `REPORT_S` and no longer, and its failure is a warning.
+"""
+
+from __future__ import annotations
+
+import base64
+import logging
+import multiprocessing
+import re
+import shlex
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import filelock
+import jinja2
+from markupsafe import Markup
+
+from lzsweep.sweep.findings import Findings
+from lzsweep.sweep.record import STATES, Trial
+
+REPORT_NAME = "report"
+PAGE_NAME = "index.html"
+REPORT_S = 120.0
+"""Time that a report at the end of a sweep may take; it takes seconds."""
+LOG_LINES = 15
+MAX_FAILURES = 50
+
+_logger = logging.getLogger(__name__)
+
+
+def write_report(findings: Findings, folder: Path, links: Mapping[str, str] | None = None) -> Path:
+    """Draw and write the report.
+
+    Args:
+        findings: of the study.
+        folder: where it goes; made where it is not there.
+        links: label -> address on the MLflow server.
+
+    Returns:
+        The page's path.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    from lzsweep.sweep.plots import draw  # matplotlib: a second or two
+
+    pictures = draw(findings)
+    folder.mkdir(parents=True, exist_ok=True)
+    for picture in pictures:
+        path = folder / f"{picture.name}.png"
+        if picture.png is None:
+            path.unlink(missing_ok=True)  # of an earlier report
+        else:
+            _write(path, picture.png)
+    page = _environment().get_template("page.html")
+    text = page.render(
+        findings=findings, pictures=pictures, links=list((links or {}).items()), **_texts(findings)
+    )
+    _write(folder / PAGE_NAME, text.encode("utf-8", "replace"))
+    return folder / PAGE_NAME
+
+
+def write_report_aside(
+    findings: Findings, folder: Path, links: Mapping[str, str] | None = None
+) -> bool:
+    """Write the report in a process of its own, unless the one that is there says the same.
+
+    Two who end a study at once write one report. Nothing is raised: what goes wrong is a warning.
+
+    Returns:
+        Whether the folder holds a report of these findings.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(folder.with_name(f"{folder.name}.lock"), timeout=REPORT_S):
+            if fingerprint_of(folder) != findings.fingerprint:
+                _in_a_process(findings, folder, dict(links or {}))
+    except (OSError, filelock.Timeout) as error:
+        _logger.warning("no report was written: %s; see `lzsweep report`", error)
+    return fingerprint_of(folder) == findings.fingerprint
+
+
+def fingerprint_of(folder: Path) -> str | None:
+    """Of which findings the report in a folder tells; None where there is none."""
+    try:
+        with (folder / PAGE_NAME).open(encoding="utf-8", errors="replace") as file:
+            head = file.read(2000)
+    except OSError:
+        return None
+    found = re.search(r'name="fingerprint" content="([0-9a-f]*)"', head)
+    return found and found[1]
+
+
+def _in_a_process(findings: Findings, folder: Path, links: dict[str, str]) -> None:
+    # In a worker the forkserver is warm, and has matplotlib with torchmetrics.
+    context = multiprocessing.get_context("forkserver")
+    child = context.Process(
+        target=write_report, args=(findings, folder.absolute(), links), name="report"
+    )
+    child.start()
+    try:
+        child.join(REPORT_S)
+        if child.exitcode is None:
+            _logger.warning("no report was written within %d s; see `lzsweep report`", REPORT_S)
+        elif child.exitcode:
+            _logger.warning("the report failed; see `lzsweep report %s`", findings.name)
+    finally:
+        child.kill()
+        child.join()
+
+
+def _texts(findings: Findings) -> dict[str, Any]:
+    from lzsweep.sweep.report import count_states, show_value
+
+    record = findings.record
+    counts = count_states(findings.trials)
+    states = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
+    failed = [t for t in findings.trials if t.state == "failed"]
+    names = findings.names()
+    return {
+        "summary": f"{states or 'no trial yet'}; {findings.n_trials} trials wanted",
+        "objectives": list(zip(record.metrics, record.directions, strict=True)),
+        "command": shlex.join(["lzsweep", "-m", *record.command]),
+        "code": sorted((k.rpartition(".")[2], v) for k, v in record.code.items()),
+        "names": names,
+        "rows": [
+            _row(findings, trial, [show_value(trial.params.get(n, "")) for n in names])
+            for trial in findings.trials
+        ],
+        "failures": [_failure(Path(record.folder), trial) for trial in failed[:MAX_FAILURES]],
+        "interruptions": [t for t in findings.attempts if t.ending == "infrastructure"],
+    }
+
+
+def _row(findings: Findings, trial: Trial, params: list[str]) -> dict[str, Any]:
+    from lzsweep.sweep.report import show_seconds
+
+    seconds = None
+    if trial.started and trial.finished:
+        seconds = (trial.finished - trial.started).total_seconds()
+    return {
+        "number": trial.number,
+        "state": trial.state,
+        "is_best": trial.number in findings.best,
+        "params": params,
+        "results": [f"{v:.4f}" for v in trial.values or ()] or [""] * len(findings.record.metrics),
+        "time": show_seconds(seconds),
+        "attempts": trial.attempt,
+    }
+
+
+def _failure(folder: Path, trial: Trial) -> dict[str, Any]:
+    log = folder / str(trial.number) / "trial.log"
+    return {
+        "number": trial.number,
+        "reason": trial.reason,
+        "log": str(log),
+        "tail": "\n".join(_tail(log).splitlines()[-LOG_LINES:]),
+    }
+
+
+def _tail(path: Path, n_bytes: int = 20_000) -> str:
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - n_bytes))
+            return file.read().decode(errors="replace")
+    except OSError:
+        return ""
+
+
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("lzsweep.sweep", "."),
+        autoescape=True,  # names and logs are text, whatever is in them
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters["b64"] = lambda data: Markup(base64.b64encode(data).decode())
+    return environment
+
+
+def _write(path: Path, content: bytes) -> None:
+    with tempfile.NamedTemporaryFile("wb", dir=path.parent, delete=False) as file:
+        file.write(content)
+    Path(file.name).chmod(0o644)
+    Path(file.name).replace(path)

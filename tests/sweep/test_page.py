@@ -1,0 +1,190 @@
+"""The report: a picture, or the reason why there is none; a page that needs nothing else."""
+
+from __future__ import annotations
+
+import base64
+import re
+from dataclasses import replace
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lzsweep.sweep.findings import Findings, utilisation
+from lzsweep.sweep.page import fingerprint_of, write_report, write_report_aside
+from lzsweep.sweep.plots import draw
+from lzsweep.sweep.record import Record, Trial
+from lzsweep.sweep.replica import make_replica
+
+BEGAN = datetime(2026, 1, 1)
+NASTY = "<script>alert('$x$')</script>"
+
+
+def record(folder: Path, **changes: Any) -> Record:
+    known: dict[str, Any] = {
+        "space": {
+            "network": "small,big",
+            "lr@network=big": "tag(log,interval(1e-5,1e-2))",
+            "lr@network=small": "tag(log,interval(1e-3,1))",
+            "optimizer.momentum": "interval(0.5,0.9)",
+            "batch_size": "64,512",
+        },
+        "fixed": (f"tracking.experiment={NASTY}",),
+        "settings": {},
+        "metrics": ("val/loss_unweighted",),
+        "directions": ("minimize",),
+        "folder": str(folder),
+        "conf": (),
+        "config_name": "config",
+        "tracking_uri": "sqlite:///mlflow.db",
+        "parent_run_id": None,
+        "command": ("sweeps=demo",),
+        "cwd": "/",
+        "code": {"lzsweep.version.torch": "2"},
+        "created": 0.0,
+    }
+    return Record(**{**known, **changes})
+
+
+def make_trials(n_metrics: int = 1) -> list[Trial]:
+    """Twelve of them, conditional, every fourth pruned, the last failed; number 5 is a gap."""
+    trials = []
+    for number in [n for n in range(13) if n != 5]:
+        big = number % 2 == 0
+        params: dict[str, Any] = {
+            "network": "big" if big else "small",
+            "lr": 10.0 ** (-number / 3),
+            "batch_size": 64 if number % 3 else 512,
+        }
+        if big:
+            params["optimizer.momentum"] = 0.5 + number / 50
+        state: Any = "failed" if number == 12 else "pruned" if number % 4 == 3 else "complete"
+        value = 4.0 + (number * 7 % 11) / 10
+        done = state == "complete"
+        trials.append(
+            Trial(
+                number=number,
+                attempt=2 if number == 6 else 1,
+                retries=0,
+                state=state,
+                params=params,
+                values=tuple([value, 900.0 / value][:n_metrics]) if done else None,
+                metrics={},
+                curve={step: value + 1 / step for step in range(1, 5 if done else 3)},
+                ending="error" if number == 12 else state,
+                reason=f"ValueError: {NASTY}" if number == 12 else "",
+                run_id=None,
+                started=BEGAN + timedelta(seconds=10 * (number // 2)),
+                finished=BEGAN + timedelta(seconds=10 * (number // 2) + 9),
+                train_s=8.0,
+                worker=f"host:1/{number % 2}",
+                row=number,
+            )
+        )
+    return trials
+
+
+def findings(
+    folder: Path, trials: list[Trial], best: tuple[int, ...] = (), **changes: Any
+) -> Findings:
+    kept = tuple(trials)
+    return Findings(
+        NASTY, record(folder, **changes), 12, kept, kept, best, "", "lzsweep +best=best"
+    )
+
+
+def test_one_page_holds_all_pictures_and_shows_names_as_text(tmp_path: Path) -> None:
+    log = tmp_path / "12" / "trial.log"
+    log.parent.mkdir()
+    log.write_text(f"before\n{NASTY}\n")
+    page = write_report(findings(tmp_path, make_trials(), best=(0,)), tmp_path / "report")
+    text = page.read_text()
+    pictures = sorted(path.stem for path in page.parent.glob("*.png"))
+    assert pictures == [
+        "curves",
+        "history",
+        "importance",
+        "parallel-coordinates",
+        "slices",
+        "timeline",
+    ]
+    inside = re.findall(r'src="data:image/png;base64,([^"]*)"', text)
+    assert {base64.b64decode(png) for png in inside} == {
+        path.read_bytes() for path in page.parent.glob("*.png")
+    }
+    assert "<script" not in text
+    assert text.count("&lt;script&gt;") >= 4, "the study's name, the reason, the log, an override"
+    assert "http" not in re.sub('base64,[^"]*', "", text), "nothing is fetched"
+    for path in page.parent.glob("*.png"):
+        pixels = np.asarray(Image.open(path).convert("L"))
+        assert pixels.shape[1] > 400
+        assert 0.001 < (pixels < 128).mean() < 0.6, f"{path.stem} is empty"
+
+
+def test_what_cannot_be_drawn_says_why(tmp_path: Path) -> None:
+    nothing = {p.name: p.why for p in draw(findings(tmp_path, []))}
+    assert nothing["timeline"] == "no trial has begun"
+    assert nothing["curves"] == "no trial has validated yet"
+    assert nothing["importance"] == "it takes 2 complete trials, and there are 0"
+    failed = [replace(t, state="failed", values=None, curve={}) for t in make_trials()]
+    drawn = {p.name for p in draw(findings(tmp_path, failed)) if p.png}
+    assert drawn == {"timeline"}
+    single = [replace(make_trials()[0], params={"lr": 0.1})]
+    drawn = {p.name for p in draw(findings(tmp_path, single, space={"lr": "0.1"})) if p.png}
+    assert drawn == {"history", "slices", "curves", "timeline"}
+    unsearched = [replace(make_trials()[0], params={})]
+    why = {p.name: p.why for p in draw(findings(tmp_path, unsearched, space={}))}
+    assert why["slices"] == "nothing was searched"
+
+
+def test_a_broken_picture_harms_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("of Optuna's")
+
+    monkeypatch.setattr("optuna.visualization.matplotlib.plot_slice", fail)
+    pictures = {p.name: p for p in draw(findings(tmp_path, make_trials(), best=(0,)))}
+    assert pictures["slices"].why == "ZeroDivisionError: of Optuna's"
+    assert pictures["history"].png
+
+
+def test_several_objectives_have_a_front(tmp_path: Path) -> None:
+    two = {"metrics": ("val/policy_loss", "flops"), "directions": ("minimize", "minimize")}
+    pictures = {p.name: p for p in draw(findings(tmp_path, make_trials(2), (0, 8), **two))}
+    assert pictures["pareto-front"].png
+    assert pictures["history-1"].png
+    assert pictures["slices-2"].png
+    assert pictures["curves-1"].why == "no trial has validated yet", "its journals are not there"
+
+
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+def test_the_replica_has_the_trials_numbers_and_scales(tmp_path: Path) -> None:
+    replica = make_replica(findings(tmp_path, make_trials()))
+    rows = {row.number: row for row in replica.trials if row.params}
+    assert sorted(rows) == [0, 1, 2, 3, 4, 6, 7, 8, 9, 10, 11]
+    assert rows[6].params["lr"] == pytest.approx(10.0**-2)
+    assert rows[6].distributions["lr"].log  # type: ignore[attr-defined]
+    assert not rows[6].distributions["optimizer.momentum"].log  # type: ignore[attr-defined]
+
+
+def test_utilisation_counts_each_slot_to_its_workers_end(tmp_path: Path) -> None:
+    trials = make_trials()
+    spans = (6 * 10 + 9) + (6 * 10 + 9)  # of both slots, to the end of number 12
+    assert utilisation(trials) == pytest.approx(12 * 9 / spans)
+    assert utilisation([]) is None
+
+
+def test_a_report_is_written_aside_once(tmp_path: Path) -> None:
+    facts = findings(tmp_path, make_trials(), best=(0,))
+    folder = tmp_path / "report"
+    assert write_report_aside(facts, folder)
+    page = folder / "index.html"
+    first = page.stat().st_mtime_ns
+    assert write_report_aside(facts, folder)
+    assert page.stat().st_mtime_ns == first, "the same findings are drawn once"
+    assert fingerprint_of(folder) == facts.fingerprint
+    blocked = tmp_path / "file"
+    blocked.touch()
+    assert not write_report_aside(facts, blocked / "report")
