@@ -4,7 +4,7 @@ BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo submit test test-fast test-cluster bench-data bench-sweep system-packages lint format types coverage constraints clean
+.PHONY: help install demo submit test test-fast test-cluster test-server bench-data bench-sweep bench-server system-packages lint format types coverage constraints clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -35,6 +35,9 @@ test-fast: install ## Run the tests that take seconds
 test-cluster: install system-packages ## Run the tests on a Slurm of two nodes, which they start
 	$(PYTEST) tests/cluster
 
+test-server: install system-packages ## Run the tests that start servers and a browser
+	$(PYTEST) -m server
+
 bench-data: install system-packages ## Measure reading, decoding and training beside named peers
 	$(BIN)/python -m benchmarks.data
 
@@ -47,11 +50,14 @@ build/bench/peers/.venv/.installed: benchmarks/peers/requirements.txt pyproject.
 		--requirements benchmarks/peers/requirements.txt --editable .
 	@touch $@
 
-# Tests of the engine and of the cluster need programs of the system; without root they are left
-# out. No daemon of these packages needs to run: the tests start their own.
+bench-server: install ## Measure how soon the server is ready beside MLflow's own command
+	$(BIN)/python -m benchmarks.server
+
+# Tests of the engine, the cluster and the pages need programs of the system; without root they
+# are left out. No daemon of these packages needs to run: the tests start their own.
 system-packages:
 	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-		for package in leela-zero gnugo slurm-wlm munge slurmdbd mariadb-server; do \
+		for package in leela-zero gnugo chromium slurm-wlm munge slurmdbd mariadb-server; do \
 			dpkg -s $$package >/dev/null 2>&1 || missing="$$missing $$package"; \
 		done; \
 		if [ -n "$$missing" ]; then \

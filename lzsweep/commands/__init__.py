@@ -10,7 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
-_OWN_MODULES = ("data", "doctor", "export", "report", "rerun", "submit")
+_OWN_MODULES = ("data", "doctor", "export", "promote", "report", "rerun", "serve", "submit")
+NAMES = ("list", "status", "best", "watch", "stop", "resume", "sync", *_OWN_MODULES)
 NAMES = ("list", "status", "best", "watch", "stop", "resume", "sync", *_OWN_MODULES)
 """What may be the first word of a command line."""
 
@@ -41,6 +42,8 @@ def run_command(arguments: Sequence[str], run_hydra: Callable[[list[str]], int])
         arguments: the command line, subcommand first.
         run_hydra: runs a command line of Hydra's, for subcommands that stand for one.
     """
+    own = arguments[0] if arguments[0] in _OWN_MODULES else "study"
+    import_module(f"lzsweep.commands.{own}")
     own = arguments[0] if arguments[0] in _OWN_MODULES else "study"
     import_module(f"lzsweep.commands.{own}")
     try:

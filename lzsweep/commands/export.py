@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,15 +12,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lzsweep.commands import app
-from lzsweep.config import BEST_CHECKPOINT
+from lzsweep.config import BEST_CHECKPOINT, WEIGHTS_FILE
 from lzsweep.errors import DataError, UserError
 from lzsweep.train.source import find_source, is_checkpoint
 
 if TYPE_CHECKING:
+    from lzsweep.sweep.record import Trial
     from lzsweep.sweep.study import Study
 
 _RUN_ID = re.compile(r"[0-9a-f]{32}")
 _SQLITE = "sqlite:///"
+_MODEL = "models:/"
 
 
 @app.command(
@@ -32,8 +34,9 @@ def export(
     what: Annotated[
         str,
         typer.Argument(
-            metavar="RUN|CKPT|STUDY",
-            help="A checkpoint or a run's folder, the id of an MLflow run, or a study's name.",
+            metavar="RUN|CKPT|STUDY|MODEL",
+            help="A checkpoint or a run's folder, the id of an MLflow run, a study's name, or a"
+            " registered model (models:/NAME@champion).",
         ),
     ],
     target: Annotated[
@@ -55,13 +58,17 @@ def export(
     """Write a network as Leela Zero weights, for leelaz and everything that reads its files."""
     if not target.expanduser().parent.is_dir():
         raise UserError(f"the folder of {target} must exist; make it, or name another file")
-    with _checkpoint(what, trial, storage, uri) as source:
-        if not is_checkpoint(source):
-            raise UserError(f"a checkpoint must be given to export, but {source} is none")
-        from lzsweep.go.weights import write_weights
-        from lzsweep.train.export import read_checkpoint  # torch: many seconds
+    from lzsweep.go.weights import read_weights, write_weights
 
-        weights = read_checkpoint(source)
+    with _checkpoint(what, trial, storage, uri) as source:
+        if is_checkpoint(source):
+            from lzsweep.train.export import read_checkpoint  # torch: many seconds
+
+            weights = read_checkpoint(source)
+        elif what.startswith(_MODEL):
+            weights = read_weights(source)
+        else:
+            raise UserError(f"a checkpoint must be given to export, but {source} is none")
     write_weights(target.expanduser(), weights)
     size = target.expanduser().stat().st_size
     print(f"{target}: {weights.blocks} blocks x {weights.filters} filters, {size:,} bytes")
@@ -73,7 +80,9 @@ def _checkpoint(what: str, trial: int | None, storage: str, uri: str) -> Iterato
     """Find the checkpoint that is meant; one that is downloaded lives as long as the block."""
     with tempfile.TemporaryDirectory(prefix="lzsweep-") as scratch:
         path = Path(what).expanduser()
-        if path.exists() or path.suffix == ".ckpt" or len(path.parts) > 1:
+        if what.startswith(_MODEL):
+            yield _of_model(what, uri, Path(scratch))
+        elif path.exists() or path.suffix == ".ckpt" or len(path.parts) > 1:
             if trial is not None:
                 raise UserError(f"--trial belongs to a study's name, but {what} is a path")
             yield find_source(what)
@@ -94,8 +103,22 @@ def _of_study(name: str, number: int | None, storage: str, uri: str, scratch: Pa
     from lzsweep.sweep.study import open_study
 
     study = open_study(storage, name)
-    trials = {trial.number: trial for trial in study.trials()}
-    trial = trials[_choose(study, number, trials)]
+    return trial_source(study, choose_trial(study, number), uri, scratch)
+
+
+def trial_source(study: Study, trial: Trial, uri: str, scratch: Path) -> Path:
+    """A trial's best checkpoint: in its folder, else downloaded from its run.
+
+    Args:
+        study: of the trial.
+        trial: a finished one.
+        uri: the MLflow server, where the study does not name it with its password.
+        scratch: folder for what is downloaded.
+
+    Raises:
+        DataError: it is not here, and there is no run that has it.
+        UserError: the run cannot be had.
+    """
     try:
         return find_source(Path(study.record.folder) / str(trial.number))
     except DataError:
@@ -107,19 +130,33 @@ def _of_study(name: str, number: int | None, storage: str, uri: str, scratch: Pa
     return _download(trial.run_id, uri if "***" in recorded else recorded, scratch)
 
 
-def _choose(study: Study, number: int | None, known: Collection[int]) -> int:
+def choose_trial(study: Study, number: int | None) -> Trial:
+    """The trial of a number, else the best one.
+
+    Raises:
+        UserError: there is none, or there are several best ones.
+    """
+    trials = {trial.number: trial for trial in study.trials()}
     if number is not None:
-        if number not in known:
-            there = ", ".join(map(str, sorted(known))) or "none yet"
+        if number not in trials:
+            there = ", ".join(map(str, sorted(trials))) or "none yet"
             raise UserError(f"--trial must be a trial of {study.name} ({there}), but got {number}")
-        return number
-    best = [trial.number for trial in study.best()]
+        return trials[number]
+    best = study.best()
     if not best:
         raise UserError(f"a trial must complete to be the best, but none of {study.name} has yet")
     if len(best) > 1:
-        numbers = ", ".join(map(str, best))
+        numbers = ", ".join(str(trial.number) for trial in best)
         raise UserError(f"{study.name} has several best trials; choose one by --trial: {numbers}")
     return best[0]
+
+
+def _of_model(model: str, uri: str, scratch: Path) -> Path:
+    from lzsweep.tracking.registry import download_from_model
+    from lzsweep.tracking.runs import check_server
+
+    check_server(uri)
+    return download_from_model(uri, model, f"data/model-data/{WEIGHTS_FILE}", scratch)
 
 
 def _download(run_id: str, uri: str, scratch: Path) -> Path:

@@ -421,7 +421,7 @@ def _question(study: Study) -> str:
 def _how_to_look(study: Study) -> str:
     uri = study.record.tracking_uri
     if uri.startswith("sqlite"):
-        return f"compare the runs: mlflow ui --backend-store-uri {uri}"
+        return f"compare the runs: lzsweep serve --database {uri}"
     return f"compare the runs: {uri} (experiment, then the row {study.name})"
 
 

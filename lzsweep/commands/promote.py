@@ -1,0 +1,89 @@
+"""`promote`: the winner of a study into MLflow's model registry."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from lzsweep.commands import app
+from lzsweep.commands.export import choose_trial, trial_source
+from lzsweep.commands.study import SQLITE, Name, Storage, must_exist
+from lzsweep.errors import UserError
+from lzsweep.sweep.report import show_params
+from lzsweep.sweep.study import Study, open_study
+from lzsweep.tracking.registry import CHAMPION, champion_of, model_name, register
+from lzsweep.tracking.runs import check_server
+
+if TYPE_CHECKING:
+    from lzsweep.sweep.record import Trial
+
+
+@app.command(
+    epilog="Examples:  lzsweep promote demo   |   lzsweep promote demo --trial 7 --name go-small"
+)
+def promote(
+    study: Name,
+    trial: Annotated[
+        int | None, typer.Option(help="Number of the trial; by default the best.")
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Name in the registry; by default the study's.")
+    ] = None,
+    storage: Storage = SQLITE,
+    uri: Annotated[
+        str, typer.Option(envvar="MLFLOW_TRACKING_URI", help="The MLflow server.")
+    ] = "sqlite:///mlflow.db",
+) -> None:
+    """Register a trial's network in MLflow and make it the champion."""
+    must_exist(storage)
+    opened = open_study(storage, study)
+    chosen = choose_trial(opened, trial)
+    if chosen.run_id is None:
+        raise UserError(
+            f"a trial must have a run in MLflow to be promoted, but trial {chosen.number} of"
+            f" {study} has none; the study was made with logger=none, or `lzsweep sync` is due"
+        )
+    where = uri if "***" in opened.record.tracking_uri else opened.record.tracking_uri
+    check_server(where)
+    known = model_name(name or study)
+    address = f"models:/{known}@{CHAMPION}"
+    if (champion := champion_of(where, known)) and champion[1] == chosen.run_id:
+        print(f"trial {chosen.number} is {address} already, version {champion[0]}")
+        return
+    version = _register(opened, chosen, known, where)
+    print(f"trial {chosen.number} is {address} now, version {version}")
+    print(f"export it: lzsweep export {address} -o net.txt.gz")
+    print(f'load it:   mlflow.pyfunc.load_model("{address}")')
+
+
+def _register(study: Study, trial: Trial, name: str, uri: str) -> str:
+    with tempfile.TemporaryDirectory(prefix="lzsweep-") as scratch:
+        source = trial_source(study, trial, uri, Path(scratch))
+        from lzsweep.train.export import read_checkpoint  # torch: many seconds
+        from lzsweep.train.player import CONFIG_NAME, save_model
+
+        config = Path(study.record.folder) / str(trial.number) / CONFIG_NAME
+        folder = Path(scratch) / "model"
+        save_model(folder, read_checkpoint(source), config if config.exists() else None)
+        tags = {
+            "lzsweep.study": study.name,
+            "lzsweep.trial": str(trial.number),
+            **dict(_results(study, trial)),
+        }
+        return register(uri, name, str(trial.run_id), folder, tags, _describe(study, trial))
+
+
+def _results(study: Study, trial: Trial) -> list[tuple[str, Any]]:
+    values = trial.values or ()
+    return [(m, f"{v:.6g}") for m, v in zip(study.record.metrics, values, strict=False)]
+
+
+def _describe(study: Study, trial: Trial) -> str:
+    results = " ".join(f"{metric}={value}" for metric, value in _results(study, trial))
+    return (
+        f"Trial {trial.number} of the study `{study.name}`: {results}\n\n"
+        f"`{show_params(trial.params)}`"
+    )

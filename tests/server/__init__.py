@@ -1,0 +1,1 @@
+"""The central server, what it shows, and what leaves it."""

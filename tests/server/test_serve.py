@@ -1,0 +1,87 @@
+"""`lzsweep serve` over the files of a sweep that knew no server."""
+
+from __future__ import annotations
+
+import signal
+import sqlite3
+from pathlib import Path
+
+import mlflow.server.constants as constants
+import pytest
+import requests
+from mlflow import MlflowClient
+
+from lzsweep.tracking.server import SETTINGS
+from tests.server.conftest import STUDY, Served, start_server
+from tests.sweep.conftest import Cli
+
+pytestmark = [pytest.mark.slow, pytest.mark.server]
+
+
+def test_mlflow_reads_the_variables_that_we_set() -> None:
+    assert SETTINGS == {
+        "database": constants.BACKEND_STORE_URI_ENV_VAR,
+        "registry": constants.REGISTRY_STORE_URI_ENV_VAR,
+        "root": constants.ARTIFACT_ROOT_ENV_VAR,
+        "artifacts": constants.ARTIFACTS_DESTINATION_ENV_VAR,
+        "proxy": constants.SERVE_ARTIFACTS_ENV_VAR,
+    }
+
+
+def test_what_a_sweep_wrote_is_served(server: Served, cli: Cli) -> None:
+    assert requests.get(f"{server.uri}/health", timeout=30).text == "OK"
+    code, out, _ = cli("serve", "health", server.uri)
+    assert (code, out) == (0, f"{server.uri} answers\n")
+    client = MlflowClient(server.uri)
+    experiment = client.get_experiment_by_name("lzsweep")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id])
+    (parent,) = [r for r in runs if r.data.tags.get("lzsweep.kind") == "study"]
+    assert parent.info.run_name == STUDY
+    assert len(runs) == 5
+    files = {f.path for f in client.list_artifacts(parent.info.run_id, "report")}
+    assert {"report/index.html", "report/curves.png", "report/timeline.png"} <= files
+    page = requests.get(
+        f"{server.uri}/get-artifact",
+        params={"run_id": parent.info.run_id, "path": "report/index.html"},
+        timeout=30,
+    )
+    assert "Learning curves" in page.text
+
+
+def test_mistakes_are_one_line(server: Served, cli: Cli, work: Path) -> None:
+    port = server.uri.rpartition(":")[2]
+    code, _, err = cli("serve", "--port", port)
+    assert code == 2
+    assert f"127.0.0.1:{port} is in use" in err
+    code, _, err = cli("serve", "--port", "0", "--host", "0.0.0.0")
+    assert code == 2
+    assert "without passwords only this machine may be served" in err
+    with sqlite3.connect("other.db") as db:
+        db.execute("CREATE TABLE studies (id INTEGER)")
+    code, _, err = cli("serve", "--port", "0", "--database", "sqlite:///other.db")
+    assert code == 2
+    assert "other.db holds no experiments" in err
+    Path("no.db").write_text("this is no database, but it is long enough to look at" * 20)
+    code, _, err = cli("serve", "--port", "0", "--database", "sqlite:///no.db")
+    assert code == 2
+    assert "must be a SQLite file" in err
+
+
+def test_a_database_of_another_version_is_refused(swept: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.db"
+    with sqlite3.connect(swept / "mlflow.db") as source, sqlite3.connect(other) as target:
+        source.backup(target)
+        target.execute("UPDATE alembic_version SET version_num = '0123456789ab'")
+    with pytest.raises(AssertionError, match=r"must be of MLflow .* is of another version"):
+        start_server("--database", f"sqlite:///{other}", folder=tmp_path, log=tmp_path / "log.txt")
+
+
+def test_a_signal_stops_it_cleanly(swept: Path, tmp_path: Path) -> None:
+    served = start_server(folder=swept, log=tmp_path / "log.txt")
+    served.process.send_signal(signal.SIGTERM)
+    assert served.process.wait(60) == 0
+    text = served.log.read_text()
+    assert text.endswith("stopped\n")
+    assert "Traceback" not in text
+    assert "Warning" not in text
