@@ -14,10 +14,10 @@ from rich.table import Table
 
 from lzsweep.commands import Format, Output, app, print_json
 from lzsweep.errors import UserError
+from lzsweep.sweep.finish import STOPPED_BY_HAND
 from lzsweep.sweep.progress import show_progress
 from lzsweep.sweep.record import STATES
 from lzsweep.sweep.report import (
-    STOPPED_BY_HAND,
     count_states,
     describe,
     describe_best,

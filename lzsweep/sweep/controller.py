@@ -26,6 +26,7 @@ from lzsweep.errors import ConfigError, LzsweepError, UserError
 from lzsweep.go.board import N_MOVES
 from lzsweep.sweep.budget import Budget, parse_time
 from lzsweep.sweep.checks import check_sweep
+from lzsweep.sweep.finish import finish_study
 from lzsweep.sweep.folder import freeze, frozen, take_folder
 from lzsweep.sweep.forkserver import start_forkserver
 from lzsweep.sweep.lesson import find_lessons
@@ -35,7 +36,6 @@ from lzsweep.sweep.probe import probe
 from lzsweep.sweep.progress import show_progress
 from lzsweep.sweep.record import Record
 from lzsweep.sweep.report import (
-    finish_study,
     make_console,
     overhead_s,
     show_params,
@@ -337,7 +337,8 @@ class Controller:
         if study.record.parent_run_id:
             self._say(_how_to_look(study))
         if done or study.stopped():
-            finish_study(study, self._config.tracking.uri)
+            for label, link in finish_study(study, self._config.tracking.uri).items():
+                self._say(f"{label}: {link}")
             self._say(f"report: {_shown(Path(study.record.folder) / REPORT_NAME / PAGE_NAME)}")
         if done and (spent := study.spent()):
             self._say(f"the study ended early: {spent}")
@@ -421,8 +422,8 @@ def _question(study: Study) -> str:
 def _how_to_look(study: Study) -> str:
     uri = study.record.tracking_uri
     if uri.startswith("sqlite"):
-        return f"compare the runs: lzsweep serve --database {uri}"
-    return f"compare the runs: {uri} (experiment, then the row {study.name})"
+        return f"look at the runs: lzsweep serve --database {uri}"
+    return f"look at the runs: {uri} (experiment, then the row {study.name})"
 
 
 def _shown(path: Path) -> str:

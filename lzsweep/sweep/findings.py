@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +48,12 @@ class Findings:
     @property
     def completed(self) -> list[Trial]:
         return [trial for trial in self.trials if trial.state == "complete"]
+
+    @property
+    def command(self) -> str:
+        """The command that began the study, as it was typed."""
+        typed = [word for word in self.record.command if word != "hydra.mode=MULTIRUN"]
+        return shlex.join(["lzsweep", "-m", *typed])
 
     def is_log(self, name: str) -> bool:
         """Whether a parameter was searched on a logarithmic scale."""

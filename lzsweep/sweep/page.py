@@ -11,7 +11,6 @@ import base64
 import logging
 import multiprocessing
 import re
-import shlex
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -126,7 +125,6 @@ def _texts(findings: Findings) -> dict[str, Any]:
     return {
         "summary": f"{states or 'no trial yet'}; {findings.n_trials} trials wanted",
         "objectives": list(zip(record.metrics, record.directions, strict=True)),
-        "command": shlex.join(["lzsweep", "-m", *record.command]),
         "code": sorted((k.rpartition(".")[2], v) for k, v in record.code.items()),
         "names": names,
         "rows": [

@@ -17,14 +17,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from lzsweep.config import make_loader
-from lzsweep.sweep.findings import gather
 from lzsweep.sweep.record import STATES, Trial
 from lzsweep.sweep.study import Study
-from lzsweep.tracking.journal import Journal, Status
 from lzsweep.tracking.outbox import run_id_of
-from lzsweep.tracking.runs import close_parent
 
-STOPPED_BY_HAND = "by `lzsweep stop`"
 BARS = "▁▂▃▄▅▆▇█"
 STYLES = {
     "complete": "green",
@@ -228,29 +224,6 @@ def write_best(study: Study) -> str:
         f"{OmegaConf.to_yaml(OmegaConf.create(config))}",
     )
     return command
-
-
-def finish_study(study: Study, uri: str) -> None:
-    """Write `best.yaml` and the report, and end the parent run, if there is one that is open.
-
-    The last worker and every controller do it; to do it again changes nothing.
-    """
-    from lzsweep.sweep.page import REPORT_NAME, write_report_aside
-
-    findings = gather(study, write_best(study))
-    folder = Path(study.record.folder)
-    has_report = write_report_aside(findings, folder / REPORT_NAME)
-    if study.record.parent_run_id is None:
-        return
-    with Journal(folder) as journal:
-        is_open = journal.status == "RUNNING"
-        if is_open and has_report:
-            journal.artifact(REPORT_NAME)
-    if is_open:
-        status: Status = "FINISHED" if study.best() else "FAILED"
-        if reason := study.stopped():
-            status = "KILLED" if reason == STOPPED_BY_HAND else "FAILED"
-        close_parent(folder, uri, status)
 
 
 def _as_config(overrides: Sequence[str], loader: ConfigLoader) -> tuple[dict[str, Any], list[str]]:
