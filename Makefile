@@ -51,7 +51,7 @@ build/bench/peers/.venv/.installed: benchmarks/peers/requirements.txt pyproject.
 	@touch $@
 
 bench-server: install ## Measure how soon the server is ready beside MLflow's own command
-	$(BIN)/python -m benchmarks.server
+	$(BIN)/python -m benchmarks.serving
 
 # Tests of the engine, the cluster and the pages need programs of the system; without root they
 # are left out. No daemon of these packages needs to run: the tests start their own.

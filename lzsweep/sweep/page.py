@@ -22,6 +22,7 @@ from markupsafe import Markup
 
 from lzsweep.sweep.findings import Findings
 from lzsweep.sweep.record import STATES, Trial
+from lzsweep.sweep.seeds import log_of
 
 REPORT_NAME = "report"
 PAGE_NAME = "index.html"
@@ -154,7 +155,7 @@ def _row(findings: Findings, trial: Trial, params: list[str]) -> dict[str, Any]:
 
 
 def _failure(folder: Path, trial: Trial) -> dict[str, Any]:
-    log = folder / str(trial.number) / "trial.log"
+    log = log_of(folder / str(trial.number))
     return {
         "number": trial.number,
         "reason": trial.reason,

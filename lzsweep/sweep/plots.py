@@ -352,7 +352,7 @@ def _curves(findings: Findings, n: int) -> Figure:
             sign = {"pruned": "x", "failed": "+"}[trial.state]
             axes.plot(steps[-1], values[-1], sign, color=_COLORS[trial.state])
     _limit(axes, finite)
-    axes.set_xlabel("validation")
+    axes.set_xlabel(findings.record.resource if len(findings.record.metrics) == 1 else "steps")
     axes.set_ylabel(findings.record.metrics[n])
     axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
     axes.grid(alpha=0.3)

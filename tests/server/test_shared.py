@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 import psycopg
@@ -59,7 +60,7 @@ class Shared:
     def login(self) -> tuple[str, str]:
         return "admin", self.secrets["admin"]
 
-    def call(self, path: str, body: object, password: str | None = None) -> requests.Response:
+    def call(self, path: str, body: Any, password: str | None = None) -> requests.Response:
         login = ("admin", password) if password is not None else self.login
         return requests.post(
             f"{self.uri}/api/2.0/mlflow/{path}", json=body, auth=login, timeout=60
