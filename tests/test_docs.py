@@ -6,6 +6,7 @@ import importlib
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -38,7 +39,7 @@ def test_subcommands_and_their_options_are_there(command: tuple[str, list[str]])
         return
     for module in ("study", *_OWN_MODULES):
         importlib.import_module(f"lzsweep.commands.{module}")
-    known: click.Command = typer.main.get_command(app)
+    known: Any = typer.main.get_command(app)
     words = list(command[1])
     context = click.Context(known, info_name="lzsweep")
     while isinstance(known, click.Group) and words and words[0] in known.commands:

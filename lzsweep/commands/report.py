@@ -11,6 +11,7 @@ from lzsweep.commands import app
 from lzsweep.commands.study import SQLITE, Name, Storage, must_exist
 from lzsweep.errors import UserError
 from lzsweep.sweep.findings import gather
+from lzsweep.sweep.finish import renew_report
 from lzsweep.sweep.page import REPORT_NAME, write_report
 from lzsweep.sweep.report import write_best
 from lzsweep.sweep.study import open_study
@@ -26,13 +27,24 @@ def report(
         ),
     ] = None,
     storage: Storage = SQLITE,
+    uri: Annotated[
+        str, typer.Option(envvar="MLFLOW_TRACKING_URI", help="The MLflow server.")
+    ] = "sqlite:///mlflow.db",
 ) -> None:
-    """Draw what a study found until now: one HTML page, its pictures inside and beside it."""
+    """Draw what a study found until now: one HTML page, its pictures inside and beside it.
+
+    Without -o it also goes to the study's run in MLflow.
+    """
     must_exist(storage)
     opened = open_study(storage, study)
     folder = output or Path(opened.record.folder) / REPORT_NAME
+    recorded = opened.record.tracking_uri
     try:
-        page = write_report(gather(opened, write_best(opened)), folder)
+        if output is None:
+            # What is recorded has no passwords; then who asks must say where the server is.
+            page = renew_report(opened, uri if "***" in recorded else recorded)
+        else:
+            page = write_report(gather(opened, write_best(opened)), output)
     except OSError as error:
         raise UserError(
             f"a report must go to a writable folder, but {folder}: {error.strerror}; set -o"

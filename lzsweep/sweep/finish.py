@@ -2,17 +2,44 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
+from lzsweep.errors import TrackingError
 from lzsweep.sweep.description import absolute, find_links, write_description
 from lzsweep.sweep.findings import gather
-from lzsweep.sweep.page import REPORT_NAME, write_report_aside
+from lzsweep.sweep.page import REPORT_NAME, write_report, write_report_aside
 from lzsweep.sweep.report import write_best
 from lzsweep.sweep.study import Study
+from lzsweep.tracking.delivery import deliver
 from lzsweep.tracking.journal import Journal, Status
 from lzsweep.tracking.runs import close_parent
 
 STOPPED_BY_HAND = "by `lzsweep stop`"
+
+_logger = logging.getLogger(__name__)
+
+
+def renew_report(study: Study, uri: str) -> Path:
+    """Draw the report of a study as it is now, in this process, and add it to the study's run.
+
+    Returns:
+        The page's path.
+
+    Raises:
+        OSError: the study's folder cannot be written.
+    """
+    findings = gather(study, write_best(study))
+    folder = Path(study.record.folder)
+    page = write_report(findings, folder / REPORT_NAME, absolute(find_links(findings, uri), uri))
+    if study.record.parent_run_id is not None:
+        with Journal(folder) as journal:
+            journal.artifact(REPORT_NAME)
+        try:
+            deliver(folder, uri, wait_s=30)
+        except TrackingError as error:
+            _logger.warning("%s; `lzsweep sync` delivers the report", error)
+    return page
 
 
 def finish_study(study: Study, uri: str) -> dict[str, str]:

@@ -11,6 +11,7 @@ import pytest
 import requests
 from mlflow import MlflowClient
 
+from lzsweep.tracking.outbox import is_delivered
 from lzsweep.tracking.server import SETTINGS
 from tests.server.conftest import STUDY, Served, start_server
 from tests.sweep.conftest import Cli
@@ -47,6 +48,23 @@ def test_what_a_sweep_wrote_is_served(server: Served, cli: Cli) -> None:
         timeout=30,
     )
     assert "Learning curves" in page.text
+
+
+def test_a_report_is_drawn_again_and_goes_to_the_run(here: Cli, tmp_path: Path) -> None:
+    folder = Path("multirun/late")
+    drawn = (folder / "report/index.html").stat().st_mtime_ns
+    code, out, err = here("report", STUDY)
+    assert code == 0, err
+    assert Path(out.strip()).stat().st_mtime_ns > drawn
+    assert is_delivered(folder)
+    assert "compare-runs?runs=" in Path(out.strip()).read_text()
+    code, out, err = here("report", STUDY, "-o", str(tmp_path / "x"))
+    assert code == 0, err
+    assert (tmp_path / "x" / "timeline.png").exists()
+    (tmp_path / "file").touch()
+    code, _, err = here("report", STUDY, "-o", str(tmp_path / "file"))
+    assert code == 2
+    assert "must go to a writable folder" in err
 
 
 def test_mistakes_are_one_line(server: Served, cli: Cli, work: Path) -> None:
