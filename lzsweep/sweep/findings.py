@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lzsweep.sweep.record import Record, Trial
+from lzsweep.sweep.space import Space
 from lzsweep.sweep.study import Study
 from lzsweep.tracking.journal import JOURNAL_NAME, read_records
 
@@ -57,14 +58,13 @@ class Findings:
 
     def is_log(self, name: str) -> bool:
         """Whether a parameter was searched on a logarithmic scale."""
-        texts = [t for key, t in self.record.space.items() if key.partition("@")[0] == name]
-        return any(text.startswith("tag(") and "log" in text.partition("(")[2] for text in texts)
+        parameters = Space.from_json(self.record.tree, ()).parameters
+        return any(p.key == name and getattr(p.distribution, "log", False) for p in parameters)
 
     def names(self) -> list[str]:
         """The parameters as people see them, in the order of the space."""
-        order = [key.partition("@")[0] for key in self.record.space]
-        found = [name for trial in self.trials for name in trial.params]
-        return list(dict.fromkeys([*(n for n in order if n in found), *found]))
+        found = dict.fromkeys(name for trial in self.trials for name in trial.params)
+        return list(dict.fromkeys([*(n for n in self.record.space if n in found), *found]))
 
     def curve(self, trial: Trial, n: int = 0) -> dict[int, float]:
         """An objective over the validations of a trial (of several ones, from its journal)."""

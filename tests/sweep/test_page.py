@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from optuna.distributions import CategoricalDistribution, FloatDistribution
 from PIL import Image
 
 from lzsweep.sweep.findings import Findings, utilisation
@@ -18,20 +19,36 @@ from lzsweep.sweep.page import fingerprint_of, write_report, write_report_aside
 from lzsweep.sweep.plots import draw
 from lzsweep.sweep.record import Record, Trial
 from lzsweep.sweep.replica import make_replica
+from lzsweep.sweep.space import Parameter, Space
 
 BEGAN = datetime(2026, 1, 1)
 NASTY = "<script>alert('$x$')</script>"
 
+SPACE = Space(
+    (
+        Parameter("network", CategoricalDistribution(["small", "big"]), "small,big"),
+        Parameter(
+            "lr",
+            FloatDistribution(1e-5, 1.0, log=True),
+            "tag(log,interval(1e-5,1))",
+            is_interval=True,
+        ),
+        Parameter(
+            "optimizer.momentum",
+            FloatDistribution(0.5, 0.9),
+            "interval(0.5,0.9)",
+            owner=("network", "big"),
+            is_interval=True,
+        ),
+        Parameter("batch_size", CategoricalDistribution([64, 512]), "64,512"),
+    )
+)
+
 
 def record(folder: Path, **changes: Any) -> Record:
     known: dict[str, Any] = {
-        "space": {
-            "network": "small,big",
-            "lr@network=big": "tag(log,interval(1e-5,1e-2))",
-            "lr@network=small": "tag(log,interval(1e-3,1))",
-            "optimizer.momentum": "interval(0.5,0.9)",
-            "batch_size": "64,512",
-        },
+        "space": SPACE.texts,
+        "tree": SPACE.to_json(),
         "fixed": (f"tracking.experiment={NASTY}",),
         "settings": {},
         "metrics": ("val/loss_unweighted",),
