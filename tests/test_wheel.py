@@ -27,6 +27,7 @@ def test_the_wheel_alone_trains_in_an_empty_folder(tmp_path: Path) -> None:
     names = {str(p.relative_to(site)) for p in site.rglob("*") if p.is_file()}
     assert "lzsweep/conf/config.yaml" in names
     assert "lzsweep/conf/sweeps/demo.yaml" in names
+    assert "lzsweep/sweep/page.html" in names
     assert "lzsweep/data/gnugo_selfplay.sgf.gz" in names
     assert "lzsweep/py.typed" in names
     assert not any("tests" in name for name in names)
