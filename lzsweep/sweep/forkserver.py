@@ -5,9 +5,12 @@ from __future__ import annotations
 import multiprocessing
 import sys
 from multiprocessing import forkserver
+from multiprocessing.context import BaseContext
 
 from lzsweep.errors import LzsweepError
 from lzsweep.sweep.trial import prove_preloaded
+
+_started = False
 
 
 def start_forkserver() -> None:
@@ -15,9 +18,19 @@ def start_forkserver() -> None:
 
     Returns at once; the imports take their tens of seconds beside whatever comes next.
     """
+    global _started
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["lzsweep.sweep.preload"])
     forkserver.ensure_running()
+    _started = True
+
+
+def small_context() -> BaseContext:
+    """How to start a process that needs no torch: forked where the forkserver runs, else fresh.
+
+    It would start a forkserver without the imports, and trials forked from that would fail.
+    """
+    return multiprocessing.get_context("forkserver" if _started else "spawn")
 
 
 def await_forkserver() -> None:

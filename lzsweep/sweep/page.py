@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import logging
-import multiprocessing
 import re
 import tempfile
 from collections.abc import Mapping
@@ -21,6 +20,7 @@ import jinja2
 from markupsafe import Markup
 
 from lzsweep.sweep.findings import Findings
+from lzsweep.sweep.forkserver import small_context
 from lzsweep.sweep.record import STATES, Trial
 from lzsweep.sweep.seeds import log_of
 
@@ -99,8 +99,7 @@ def fingerprint_of(folder: Path) -> str | None:
 
 def _in_a_process(findings: Findings, folder: Path, links: dict[str, str]) -> None:
     # In a worker the forkserver is warm, and has matplotlib with torchmetrics.
-    context = multiprocessing.get_context("forkserver")
-    child = context.Process(
+    child = small_context().Process(  # type: ignore[attr-defined]  # each context has one
         target=write_report, args=(findings, folder.absolute(), links), name="report"
     )
     child.start()

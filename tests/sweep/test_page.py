@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import multiprocessing.forkserver
 import re
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -14,6 +15,7 @@ import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 from PIL import Image
 
+from lzsweep.sweep import forkserver
 from lzsweep.sweep.findings import Findings, utilisation
 from lzsweep.sweep.page import fingerprint_of, write_report, write_report_aside
 from lzsweep.sweep.plots import draw
@@ -202,6 +204,9 @@ def test_a_report_is_written_aside_once(tmp_path: Path) -> None:
     assert write_report_aside(facts, folder)
     assert page.stat().st_mtime_ns == first, "the same findings are drawn once"
     assert fingerprint_of(folder) == facts.fingerprint
+    if not forkserver._started:  # of an earlier test in this process
+        server: Any = multiprocessing.forkserver._forkserver
+        assert server._forkserver_pid is None, "trials would fork from one without torch"
     blocked = tmp_path / "file"
     blocked.touch()
     assert not write_report_aside(facts, blocked / "report")
