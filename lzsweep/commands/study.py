@@ -14,14 +14,13 @@ from rich.table import Table
 
 from lzsweep.commands import Format, Output, app, print_json
 from lzsweep.errors import UserError
-from lzsweep.sweep.finish import STOPPED_BY_HAND
+from lzsweep.sweep.finish import STOPPED_BY_HAND, finish_study
 from lzsweep.sweep.progress import show_progress
 from lzsweep.sweep.record import STATES
 from lzsweep.sweep.report import (
     count_states,
     describe,
     describe_best,
-    finish_study,
     make_console,
     trial_table,
     write_best,
