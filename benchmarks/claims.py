@@ -24,7 +24,8 @@ from lzsweep.sweep.budget import Budget
 from lzsweep.sweep.record import Record
 from lzsweep.sweep.space import Parameter, Space
 from lzsweep.sweep.storage import open_storage
-from lzsweep.sweep.study import Study, create_study
+from lzsweep.sweep.studies import create_study
+from lzsweep.sweep.study import Study
 
 SPACE = Space(
     (

@@ -100,7 +100,7 @@ def _of_study(name: str, number: int | None, storage: str, uri: str, scratch: Pa
             f" here has this name, and there is no study database {path}; go to where it lies, or"
             " set --storage"
         )
-    from lzsweep.sweep.study import open_study
+    from lzsweep.sweep.studies import open_study
 
     study = open_study(storage, name)
     return trial_source(study, choose_trial(study, number), uri, scratch)

@@ -13,7 +13,8 @@ from lzsweep.commands.export import choose_trial, trial_source
 from lzsweep.commands.study import SQLITE, Name, Storage, must_exist
 from lzsweep.errors import UserError
 from lzsweep.sweep.report import show_params
-from lzsweep.sweep.study import Study, open_study
+from lzsweep.sweep.studies import open_study
+from lzsweep.sweep.study import Study
 from lzsweep.tracking.registry import CHAMPION, champion_of, model_name, register
 from lzsweep.tracking.runs import check_server
 

@@ -14,7 +14,7 @@ from lzsweep.sweep.findings import gather
 from lzsweep.sweep.finish import renew_report
 from lzsweep.sweep.page import REPORT_NAME, write_report
 from lzsweep.sweep.report import write_best
-from lzsweep.sweep.study import open_study
+from lzsweep.sweep.studies import open_study
 
 
 @app.command(epilog="Examples:  lzsweep report demo   |   lzsweep report demo -o public/demo")

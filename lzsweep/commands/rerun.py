@@ -24,6 +24,6 @@ def rerun(
     """Train a trial again from its record, into a run of its own, and compare."""
     must_exist(storage)
     from lzsweep.sweep.rerun import train_again
-    from lzsweep.sweep.study import open_study
+    from lzsweep.sweep.studies import open_study
 
     train_again(open_study(storage, study), trial, seed)

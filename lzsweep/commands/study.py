@@ -27,7 +27,8 @@ from lzsweep.sweep.report import (
 )
 from lzsweep.sweep.seeds import log_of
 from lzsweep.sweep.slurm import cancel_pending, queue
-from lzsweep.sweep.study import Study, list_studies, open_study
+from lzsweep.sweep.studies import list_studies, open_study
+from lzsweep.sweep.study import Study
 from lzsweep.tracking.delivery import sync as deliver_all
 
 Storage = Annotated[str, typer.Option(envvar="LZSWEEP_STORAGE", help="URL of the study database.")]

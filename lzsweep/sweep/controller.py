@@ -46,7 +46,8 @@ from lzsweep.sweep.seeds import log_of
 from lzsweep.sweep.slurm import Workers, is_slurm, wait
 from lzsweep.sweep.space import Space, Value
 from lzsweep.sweep.storage import absolute_url
-from lzsweep.sweep.study import Study, create_study, find_study
+from lzsweep.sweep.studies import create_study, find_study
+from lzsweep.sweep.study import Study
 from lzsweep.sweep.syntax import fill, parse_space
 from lzsweep.tracking.client import redact, resolve_uri
 from lzsweep.tracking.recorder import has_recorder

@@ -17,7 +17,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from lzsweep.errors import UserError
 from lzsweep.sweep.record import Record
 from lzsweep.sweep.space import Parameter, Space, Value, shown_params
-from lzsweep.sweep.study import find_study
+from lzsweep.sweep.studies import find_study
 from lzsweep.sweep.syntax import read_value
 
 LEARNERS = ("TPESampler", "GPSampler", "CmaEsSampler")

@@ -46,7 +46,8 @@ from lzsweep.sweep.seeds import (
 from lzsweep.sweep.signals import Signals
 from lzsweep.sweep.slots import Slot, find_slots
 from lzsweep.sweep.storage import DATABASE_ERRORS, first_line
-from lzsweep.sweep.study import OpenRows, Study, TrialLost, open_study
+from lzsweep.sweep.studies import open_study
+from lzsweep.sweep.study import OpenRows, Study, TrialLost
 from lzsweep.sweep.trial import LOG_NAME, End, Kind, Report, Spec, Word, reason_of
 from lzsweep.sweep.walltime import Walltime
 from lzsweep.tracking.journal import Status

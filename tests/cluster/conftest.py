@@ -19,7 +19,8 @@ from mlflow import MlflowClient
 
 from lzsweep.cli import main
 from lzsweep.sweep.record import Trial
-from lzsweep.sweep.study import Study, open_study
+from lzsweep.sweep.studies import open_study
+from lzsweep.sweep.study import Study
 from tests.cluster.slurm import Cluster, free_ports, missing
 from tests.tracking.conftest import Server, empty_database, server  # noqa: F401
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lzsweep.sweep.study import open_study
+from lzsweep.sweep.studies import open_study
 from tests.sweep.conftest import Cli, check_study
 from tests.sweep.fork import (
     StartFork,

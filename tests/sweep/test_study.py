@@ -20,7 +20,8 @@ from lzsweep.sweep import storage
 from lzsweep.sweep.budget import Budget
 from lzsweep.sweep.record import Claim, Record, Trial
 from lzsweep.sweep.space import Parameter, Space
-from lzsweep.sweep.study import Study, TrialLost, create_study, list_studies, open_study
+from lzsweep.sweep.studies import create_study, list_studies, open_study
+from lzsweep.sweep.study import Study, TrialLost
 
 fork = multiprocessing.get_context("fork")
 

@@ -19,7 +19,8 @@ from mlflow import MlflowClient
 
 from lzsweep.cli import main
 from lzsweep.sweep.record import Trial
-from lzsweep.sweep.study import Study, open_study
+from lzsweep.sweep.studies import open_study
+from lzsweep.sweep.study import Study
 from tests.sweep.conftest import QUICK, Cli, check_study, find_runs
 
 pytestmark = pytest.mark.slow
