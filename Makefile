@@ -26,8 +26,8 @@ submit: install ## Put a ready-made sweep on the Slurm cluster: make submit SWEE
 demo: install ## Run a real sweep on the bundled games: ten trials, under five minutes
 	$(BIN)/lzsweep -m sweeps=demo
 
-test: install system-packages ## Run the whole test suite
-	$(PYTEST)
+test: install system-packages ## Run the test suite, all but the cluster's part
+	$(PYTEST) -n 2 --dist loadfile -m "not cluster"
 
 test-fast: install ## Run the tests that take seconds
 	$(PYTEST) -m "not slow and not engine and not gpu"

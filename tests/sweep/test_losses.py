@@ -157,7 +157,9 @@ def test_the_controller_and_one_of_two_workers_killed(
     # Nobody is there but the other worker; it ends the study and its run.
     best = faulty / "multirun/x/best/best.yaml"
     wait_for(best.exists)
-    wait_for(lambda: [r.info.status for r in find_runs(faulty)[1]] == ["FINISHED"] * 4)
+    wait_for(
+        lambda: [r.info.status for runs in find_runs(faulty) for r in runs] == ["FINISHED"] * 5
+    )
     check_study(cli, faulty, "x", 4)
     assert sorted(attempts(4)) == [1, 1, 1, 2]
     check_resumed(faulty / "multirun/x", 0)

@@ -301,7 +301,7 @@ def trained_config(make_config: MakeConfig, **changes: Any) -> dict[str, Any]:
         data__batch_size=128,
         module__network__blocks=2,
         module__network__filters=8,
-        module__lr=0.05,
+        module__lr=0.02,
         trainer__max_epochs=-1,
         trainer__limit_train_batches=50,
         trainer__limit_val_batches=5,
