@@ -57,8 +57,11 @@ def per_second(work: Callable[[], int], seconds: float) -> float:
 
 
 def write_json(rows: Sequence[Row], path: Path) -> None:
+    """Put the rows into a JSON file; rows of other ids that it holds stay."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps([row.as_dict() for row in rows], indent=1) + "\n")
+    former = json.loads(path.read_text()) if path.exists() else []
+    by_id = {row["what"]: row for row in (*former, *(row.as_dict() for row in rows))}
+    path.write_text(json.dumps([*by_id.values()], indent=1) + "\n")
 
 
 def as_markdown(rows: Sequence[Row]) -> str:
@@ -77,14 +80,18 @@ def as_markdown(rows: Sequence[Row]) -> str:
 
 
 def keep(name: str, rows: Sequence[Row], n_cores: int) -> None:
-    """Replace the table of this name in the README by these rows."""
+    """Put these rows into the README's table of this name; rows of other ids in it stay."""
     begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
     text = README.read_text()
     head, _, rest = text.partition(begin)
-    _, _, tail = rest.partition(end)
+    former, _, tail = rest.partition(end)
+    *header, _ = as_markdown(rows[:1]).splitlines()
+    lines = {what: line for line, what in re.findall(r"^(\| `(\w+)` .*)$", former, re.MULTILINE)}
+    lines |= {row.what: as_markdown([row]).splitlines()[-1] for row in rows}
+    table = "\n".join([*header, *lines.values()])
     where = f"{date.today().isoformat()}, {n_cores} cores, {_cpu_model()}, Python"
     where += f" {platform.python_version()}."
-    README.write_text(f"{head}{begin}\n{where}\n\n{as_markdown(rows)}\n{end}{tail}")
+    README.write_text(f"{head}{begin}\n{where}\n\n{table}\n{end}{tail}")
 
 
 def _cpu_model() -> str:

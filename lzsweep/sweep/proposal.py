@@ -17,7 +17,7 @@ from optuna.pruners import _filter_study
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import FrozenTrial, TrialState
 
-from lzsweep.sweep.space import Space, Value, point_key, shown_params, tidy
+from lzsweep.sweep.space import Point, Space, Value, point_key, shown_params, tidy
 
 TRIES = 10
 """How often the sampler is asked for a new point before chance is."""
@@ -27,7 +27,7 @@ def propose(
     study: optuna.Study,
     row: FrozenTrial,
     space: Space,
-    known: Collection[frozenset[tuple[str, Value]]],
+    known: Collection[Point],
     lessons: Sequence[FrozenTrial],
 ) -> None:
     """Give a running row the parameters that it lacks.
@@ -57,7 +57,7 @@ def _new_point(
     row: FrozenTrial,
     space: Space,
     has: Mapping[str, Value],
-    known: Collection[frozenset[tuple[str, Value]]],
+    known: Collection[Point],
     lessons: Sequence[FrozenTrial],
 ) -> dict[str, Value]:
     study._thread_local.cached_all_trials = None

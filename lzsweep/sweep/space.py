@@ -26,6 +26,8 @@ from optuna.distributions import (
 )
 
 Value = str | int | float | bool
+Point = frozenset[tuple[str, Value]]
+"""What makes two points the same."""
 
 
 @dataclass(frozen=True)
@@ -114,8 +116,8 @@ def shown_params(
     }
 
 
-def point_key(point: Mapping[str, Value]) -> frozenset[tuple[str, Value]]:
-    """What makes two points the same."""
+def point_key(point: Mapping[str, Value]) -> Point:
+    """The point as something that sets can hold."""
     return frozenset(point.items())
 
 

@@ -45,7 +45,7 @@ from lzsweep.sweep.record import (
     next_attempt,
     trial_of,
 )
-from lzsweep.sweep.space import Space, Value, point_key
+from lzsweep.sweep.space import Point, Space, Value, point_key
 from lzsweep.sweep.standing import judge
 from lzsweep.sweep.storage import database_lock
 
@@ -66,6 +66,7 @@ class Study:
         self._storage = storage
         self._study = study
         self._ended: dict[int, Trial] = {}  # row -> its trial, which changes no more
+        self._ended_points: dict[int, Point | None] = {}  # row -> the point of its trial
         self._lessons: Sequence[FrozenTrial] = ()
         self.name: str = study.study_name
 
@@ -175,9 +176,17 @@ class Study:
         hours = 0.0 if budget.max_device_hours is None else self.device_hours()
         return budget.spent(trials, record.directions, time.time() - record.created, hours)
 
-    def _points(self, trials: Sequence[Trial]) -> set[frozenset[tuple[str, Value]]]:
+    def _points(self, trials: Sequence[Trial]) -> set[Point]:
         """The points of these trials; one with parameters yet to be chosen is none."""
-        return {point_key(t.params) for t in trials if self.space.is_whole(t.params)}
+        return {point for t in trials if (point := self._point_of(t)) is not None}
+
+    def _point_of(self, trial: Trial) -> Point | None:
+        if trial.row in self._ended_points:
+            return self._ended_points[trial.row]
+        point = point_key(trial.params) if self.space.is_whole(trial.params) else None
+        if trial.is_finished:
+            self._ended_points[trial.row] = point
+        return point
 
     def device_hours(self) -> float:
         """Hours of a whole device that all attempts took together, lost ones included."""
