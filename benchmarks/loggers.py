@@ -17,7 +17,7 @@ def logging(sweepers: Sweepers, *, quick: bool) -> Iterator[Row]:
 
     The fastest training of each counts, because others on the machine can only slow one down.
     """
-    n_rounds, n_steps = (1, 50) if quick else (8, 500)
+    n_rounds, n_steps = (1, 50) if quick else (5, 400)
     seeds = ",".join(map(str, range(1, n_rounds + 1)))
     sweep = Sweep(
         overrides=[

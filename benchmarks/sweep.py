@@ -1,8 +1,9 @@
 """Sweeps beside their peers: `make bench-sweep`, or `python -m benchmarks.sweep`.
 
 It prints what goes on and a table, and writes `build/bench/sweep.json`; `--keep` also puts the
-table into `benchmarks/README.md`. `--quick` only shows that everything runs. The peers live in an
-environment of their own, which `make bench-sweep` makes.
+table into `benchmarks/README.md`. Rows of other ids stay in both. `--quick` only shows that
+everything runs, and writes `sweep-quick.json`. The peers live in an environment of their own,
+which `make bench-sweep` makes.
 """
 
 from __future__ import annotations
@@ -61,6 +62,7 @@ def main() -> None:
     if not PEERS_BIN.exists() and {"steady", "uneven", "search"} & set(chosen.only):
         parser.error("the peers' environment must exist; `make bench-sweep` makes it")
     OUTPUT.parent.mkdir(parents=True, exist_ok=True)
+    output = OUTPUT.with_stem("sweep-quick") if chosen.quick else OUTPUT
     began = time.monotonic()
     rows: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="lzsweep-bench") as folder:
@@ -71,10 +73,10 @@ def main() -> None:
                 for row in GROUPS[name](bench):
                     rows.append(row)
                     print(as_markdown([row]).splitlines()[-1], flush=True)
-                    write_json(rows, OUTPUT)  # what is there stays if a later one fails
+                    write_json(rows, output)  # what is there stays if a later one fails
+                    if chosen.keep:
+                        keep("sweep", rows, os.cpu_count() or 1)
     print(as_markdown(rows))
-    if chosen.keep:
-        keep("sweep", rows, os.cpu_count() or 1)
 
 
 if __name__ == "__main__":

@@ -40,6 +40,27 @@ def test_the_latest_table_takes_the_place_of_the_one_before(
     assert text.endswith("-->\ntail\n")
 
 
+def test_rows_of_other_ids_stay_in_the_table_and_in_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    readme, output = tmp_path / "README.md", tmp_path / "bench" / "rows.json"
+    readme.write_text("<!-- sweep -->\n<!-- end of sweep -->\n")
+    monkeypatch.setattr(table, "README", readme)
+    first = [Row("ask", "whom", 1, 2, "a", "<= 1"), Row("uneven", "whom", 3, 2, "s", "<= 1")]
+    later = [Row("ask", "whom", 4, 2, "a", "<= 1"), Row("search", "whom", 1, 4, "s", "<= 1")]
+
+    for rows in (first, later):
+        table.keep("sweep", rows, 2)
+        table.write_json(rows, output)
+
+    ratios = {row["what"]: row["ratio"] for row in json.loads(output.read_text())}
+    assert ratios == {"ask": 2.0, "uneven": 1.5, "search": 0.25}
+    kept = [
+        line.split("|")[6].strip() for line in readme.read_text().splitlines() if "whom" in line
+    ]
+    assert kept == ["2", "1.5", "0.25"]
+
+
 def test_the_chunk_parser_gives_whole_batches() -> None:
     game = next(g for g in read_games(BUNDLED_GAMES, workers=1) if isinstance(g, Game))
     records = format_binary(encode_game(game))
