@@ -30,6 +30,7 @@ from typing import IO, Final
 
 import numpy as np
 import numpy.typing as npt
+import orjson
 
 from lzsweep.errors import DataError
 from lzsweep.go.board import N_MOVES, N_POINTS
@@ -169,7 +170,7 @@ def fold_batch_norm(
 def write_weights(path: Path, weights: Weights) -> None:
     """Write a weights file, gzipped if its name ends in `.gz`; never half of one.
 
-    Nine significant digits hold every float32 exactly, so that reading gives the same arrays.
+    As few digits as name each float32 exactly, so that reading gives the same arrays.
     """
     aside = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
@@ -211,9 +212,8 @@ def read_weights(path: Path) -> Weights:
 def _write_text(file: _File, weights: Weights) -> None:
     file.write(b"%d\n" % weights.version)
     for tensor in weights.tensors():
-        numbers = tensor.ravel().tolist()
-        row = " ".join(["%.9g"] * len(numbers)) % tuple(numbers)  # one call is the fastest
-        file.write(row.encode("ascii") + b"\n")
+        row = orjson.dumps(tensor.ravel(), option=orjson.OPT_SERIALIZE_NUMPY)  # [0.1,-2e-7]
+        file.write(row[1:-1].replace(b",", b" ") + b"\n")
 
 
 def _convolution_layout(name: str, out: int, inner: int, size: int) -> _Layout:
