@@ -194,7 +194,8 @@ class _Buffers:
     def lend(self, n_rows: int) -> NDArray[np.float32]:
         """Return `[n_rows, 18]`, any values; lent to nobody else while a tensor shares it."""
         free = [whole for whole, lent in self._lent if lent() is None and len(whole) >= n_rows]
-        whole = free[0] if free else np.empty((n_rows, N_PLANES), np.float32)
+        # What was lent last is in the cache still.
+        whole = free[-1] if free else np.empty((n_rows, N_PLANES), np.float32)
         part = whole[:n_rows]
         # One more than this: loops hold a batch while they ask for the next.
         others = [pair for pair in self._lent if pair[0] is not whole][-1:]
