@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +16,7 @@ from lzsweep.errors import UserError
 from lzsweep.sweep.report import show_params
 from lzsweep.sweep.studies import open_study
 from lzsweep.sweep.study import Study
+from lzsweep.tracking.outbox import run_id_of
 from lzsweep.tracking.registry import CHAMPION, champion_of, model_name, register
 from lzsweep.tracking.runs import check_server
 
@@ -42,7 +44,9 @@ def promote(
     must_exist(storage)
     opened = open_study(storage, study)
     chosen = choose_trial(opened, trial)
-    if chosen.run_id is None:
+    # The study notes the run of a trial only if it was delivered before the trial's end.
+    run_id = chosen.run_id or run_id_of(Path(opened.record.folder) / str(chosen.number))
+    if run_id is None:
         raise UserError(
             f"a trial must have a run in MLflow to be promoted, but trial {chosen.number} of"
             f" {study} has none; the study was made with logger=none, or `lzsweep sync` is due"
@@ -51,10 +55,10 @@ def promote(
     check_server(where)
     known = model_name(name or study)
     address = f"models:/{known}@{CHAMPION}"
-    if (champion := champion_of(where, known)) and champion[1] == chosen.run_id:
+    if (champion := champion_of(where, known)) and champion[1] == run_id:
         print(f"trial {chosen.number} is {address} already, version {champion[0]}")
         return
-    version = _register(opened, chosen, known, where)
+    version = _register(opened, replace(chosen, run_id=run_id), known, where)
     print(f"trial {chosen.number} is {address} now, version {version}")
     print(f"export it: lzsweep export {address} -o net.txt.gz")
     print(f'load it:   mlflow.pyfunc.load_model("{address}")')
