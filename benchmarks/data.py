@@ -186,11 +186,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="lzsweep-bench") as folder:
         os.environ["LZSWEEP_CACHE"] = f"{folder}/cache"
         bench = Bench(Path(folder).resolve(), quick=chosen.quick)
-        rows = [row for name in chosen.only for row in GROUPS[name](bench)]
+        rows = []
+        for row in itertools.chain.from_iterable(GROUPS[name](bench) for name in chosen.only):
+            rows.append(row)
+            write_json([row], OUTPUT)  # at once, so that a later failure loses none
+            if chosen.keep:
+                keep("data", [row], os.cpu_count() or 1)
     print(as_markdown(rows))
-    write_json(rows, OUTPUT)
-    if chosen.keep:
-        keep("data", rows, os.cpu_count() or 1)
 
 
 def _training(bench: Bench) -> Iterator[Row]:

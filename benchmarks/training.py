@@ -34,6 +34,7 @@ BLOCKS, FILTERS = 8, 32  # network=small
 WARM_UP = 3
 L2 = 1e-4
 SEEDS = (1, 2, 3)
+SMALL_BATCH = 64  # so that an epoch of the bundled games has 300 steps
 
 
 @dataclass
@@ -69,7 +70,7 @@ class Watch(pl.Callback):
 
 
 def rows(folder: Path, *, quick: bool) -> Iterator[Row]:
-    """The small network on the CPU, batch 256; for the losses tiny, as many steps must be made."""
+    """The small network on the CPU, batch 256; the losses: tiny, for many steps must be made."""
     n_steps = WARM_UP + 3 if quick else 24
     n_ours = n_steps if quick else 100
     data = GoData("bundled", folder / "cache", batch_size=BATCH)
@@ -92,12 +93,11 @@ def rows(folder: Path, *, quick: bool) -> Iterator[Row]:
 
 def losses(folder: Path, n_steps: int) -> Iterator[Row]:
     """Validation loss of the defaults; noise is how much float32's seeds differ."""
+    tiny = ("network=tiny", f"batch_size={SMALL_BATCH}")
 
     def of(name: str, *overrides: str) -> list[float]:
         every = [
-            run_lightning(
-                folder / f"{name}{seed}", n_steps, "network=tiny", f"seed={seed}", *overrides
-            )
+            run_lightning(folder / f"{name}{seed}", n_steps, *tiny, f"seed={seed}", *overrides)
             for seed in SEEDS
         ]
         return [seen.val_loss for seen in every]
