@@ -72,7 +72,7 @@ def measure(url: str, *, n_finished: int, rounds: int) -> tuple[float, float]:
 
 def _by_us(study: Study) -> Callable[[float], None]:
     def once(value: float) -> None:
-        claim = study.claim(SPACE, "worker/0")
+        claim = study.claim("worker/0")
         assert claim is not None
         study.report(claim, 1, value)
         study.tell(claim, "complete", [value], metrics={"val/x": value}, train_s=1.0)

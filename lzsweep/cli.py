@@ -24,6 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 from lzsweep.commands import NAMES, run_command
 from lzsweep.config import OwnConf, conf_dir, explain, nearest, register_schemas
 from lzsweep.errors import LzsweepError, UserError
+from lzsweep.sweep.forkserver import start_forkserver
 from lzsweep.sweep.plugin import PullSweeper
 
 _failed: list[LzsweepError | OmegaConfBaseException] = []
@@ -95,6 +96,8 @@ def _run_hydra(arguments: list[str]) -> int:
         Plugins.instance().register(plugin)
     # Hydra prints its own errors and exits with 1; this makes it leave them to us.
     os.environ["HYDRA_FULL_ERROR"] = "1"
+    if _trains_here(arguments):
+        start_forkserver()  # its imports of many seconds run beside Hydra's and the checks
     argv, sys.argv = sys.argv, ["lzsweep", *arguments]
     try:
         hydra.main(config_path=str(conf_dir()), config_name="config")(task)()
@@ -103,6 +106,14 @@ def _run_hydra(arguments: list[str]) -> int:
     if _failed:
         raise _failed.pop()
     return 0
+
+
+def _trains_here(arguments: Sequence[str]) -> bool:
+    """Whether this is a sweep whose trials this process will train; a wrong guess costs little."""
+    elsewhere = ("hydra/launcher=", "hydra/sweeper=", "-", "worker.dry_run=")
+    return bool({"-m", "--multirun"} & set(arguments)) and not any(
+        a.startswith(elsewhere) for a in arguments if a not in ("-m", "--multirun")
+    )
 
 
 def _refuse_unknown_word(arguments: Sequence[str]) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import atexit
 import multiprocessing
+import os
+import signal
 import sys
+from contextlib import suppress
 from multiprocessing import forkserver
 from multiprocessing.context import BaseContext
 
 from lzsweep.errors import LzsweepError
-from lzsweep.sweep.trial import prove_preloaded
 
 _started = False
 
@@ -22,7 +25,22 @@ def start_forkserver() -> None:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["lzsweep.sweep.preload"])
     forkserver.ensure_running()
+    if not _started:
+        atexit.register(_end_forkserver, os.getpid())
     _started = True
+
+
+def _end_forkserver(owner: int) -> None:
+    # It hears of the end only after its imports, and would hold the terminal until then.
+    pid = getattr(forkserver._forkserver, "_forkserver_pid", None)
+    if pid and os.getpid() == owner:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def prove_preloaded() -> None:
+    """End with exit code 0 if the forkserver has imported what trials need."""
+    sys.exit(not {"torch", "pytorch_lightning", "lzsweep.train.fit"} <= set(sys.modules))
 
 
 def small_context() -> BaseContext:

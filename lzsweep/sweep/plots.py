@@ -18,6 +18,7 @@ import optuna
 from matplotlib import pyplot, ticker
 from matplotlib.figure import Figure
 
+from lzsweep.imports import stand_in
 from lzsweep.sweep.findings import Findings, utilisation
 from lzsweep.sweep.replica import make_replica
 
@@ -234,11 +235,14 @@ def _apart(values: Sequence[int], n_ticks: int) -> list[int]:
 def _importance(findings: Findings, study: optuna.Study) -> Figure:
     from optuna.visualization.matplotlib import plot_param_importances
 
+    with stand_in("sklearn", None):  # seconds, for the forests of other evaluators
+        from optuna.importance import PedAnovaImportanceEvaluator
+
     _need_complete(findings, 2)
     names = _shown(findings)
     if len({tuple(t.params.get(name) for name in names) for t in findings.completed}) < 2:
         raise Undrawable("all complete trials have the same parameters")
-    axes = plot_param_importances(study)
+    axes = plot_param_importances(study, PedAnovaImportanceEvaluator())
     n_bars = len(names) * len(findings.record.metrics)
     figure = _figure_of(axes, 8, max(2.5, 1.2 + 0.4 * n_bars))
     axes.set_title("", loc="left")

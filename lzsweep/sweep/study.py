@@ -18,21 +18,21 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from datetime import datetime, timedelta
+from datetime import datetime
 from functools import cached_property
 from statistics import fmean
+from typing import Any
 
 import optuna
-import sqlalchemy
 from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
 from optuna.storages import RDBStorage
-from optuna.storages._rdb import models
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from lzsweep.sweep.budget import Budget
-from lzsweep.sweep.process import is_alive, this_process
+from lzsweep.sweep.heartbeat import OpenRows, find_stale, open_rows
+from lzsweep.sweep.process import this_process
 from lzsweep.sweep.proposal import propose
 from lzsweep.sweep.record import (
     RUNG,
@@ -53,10 +53,6 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 # Meant for those who rely on Optuna's own heartbeat thread; here the worker beats.
 warnings.filterwarnings("ignore", message="Heartbeat of storage is supposed to be used")
 warnings.filterwarnings("ignore", category=ExperimentalWarning)
-
-
-OpenRows = frozenset[tuple[int, str]]
-"""Optuna's ids of attempts, and their states."""
 
 
 class Study:
@@ -260,9 +256,7 @@ class Study:
                 )
             )
 
-    def claim(
-        self, space: Space, worker: str, share: float = 1.0, threads: int = 0
-    ) -> Claim | None:
+    def claim(self, worker: str, share: float = 1.0, threads: int = 0) -> Claim | None:
         """Take the next attempt to train, or None when there is none right now.
 
         Retries go first: they belong to trials that are counted already. A new point is taken
@@ -270,33 +264,41 @@ class Study:
         one that no trial has.
 
         Args:
-            space: what is searched.
             worker: name of the slot that claims, for people.
             share: the part of a device that the slot is.
             threads: CPU threads of the slot, by which a training repeats exactly.
         """
+        mark = {**this_process(), "worker": worker, "share": share, "threads": threads}
         with self.lock():
             trials = self.trials()
-            if not self.may_claim(space, trials):
+            if not self.may_claim(trials):
                 return None
             known = self._points(trials)
             waiting = [t for t in trials if t.state == "waiting"]
             retries = [t for t in waiting if t.attempt > 1]
             queued = [*retries, *waiting]
-            row = self._start(queued[0].row) if queued else self._ask()
-            propose(self._study, row._cached_frozen_trial, space, known, self._lessons)
-            self.beat([row._trial_id])  # first, so that whoever has a claim has a heartbeat
-            place = {"worker": worker, "share": share, "threads": threads}
-            row.set_user_attr("claim", {**this_process(), **place})
-            return Claim(trial_of(row._cached_frozen_trial), row._trial_id)
+            try:
+                row = self._start(queued[0].row, mark) if queued else self._create(mark)
+                self.beat([row._trial_id])
+                frozen = row._cached_frozen_trial
+                propose(self._study, frozen, self.space, known, self._lessons)
+            except UpdateFinishedTrialError:
+                return None  # the database was lost, and the lock with it: others ended this row
+            return Claim(trial_of(frozen), row._trial_id)
 
-    def _ask(self) -> optuna.Trial:
-        # As Study.ask, which would look for a waiting trial once more: there is none.
+    def _create(self, mark: Mapping[str, Any]) -> optuna.Trial:
+        # As Study.ask, which would look for a waiting trial once more and write no claim.
         self._study._thread_local.cached_all_trials = None
-        row = self._study._storage.create_new_trial(self._study._study_id)
+        template = create_trial(state=TrialState.RUNNING, user_attrs={"claim": dict(mark)})
+        row = self._study._storage.create_new_trial(self._study._study_id, template)
         return optuna.Trial(self._study, row)
 
-    def may_claim(self, space: Space, trials: Sequence[Trial] | None = None) -> bool:
+    def _start(self, row: int, mark: Mapping[str, Any]) -> optuna.Trial:
+        self._storage.set_trial_state_values(row, TrialState.RUNNING)
+        self._storage.set_trial_user_attr(row, "claim", dict(mark))
+        return optuna.Trial(self._study, row)
+
+    def may_claim(self, trials: Sequence[Trial] | None = None) -> bool:
         """Whether there is something to claim; who has the lock can rely on it."""
         trials = self.trials() if trials is None else trials
         record, budget, stopped = self._told()
@@ -309,21 +311,14 @@ class Study:
         if n_begun >= budget.n_trials:
             return False
         is_all_begun = self._size is not None and len(self._points(trials)) >= self._size
-        return bool(waiting) or not (space.is_grid or is_all_begun)
+        return bool(waiting) or not (self.space.is_grid or is_all_begun)
 
     def open_rows(self) -> OpenRows:
         """The attempts that are running or waiting, by one cheap query.
 
         While they stay the same there is nothing new to claim, unless the budget was raised.
         """
-        rows = models.TrialModel
-        query = (
-            sqlalchemy.select(rows.trial_id, rows.state)
-            .where(rows.study_id == self._study._study_id)
-            .where(rows.state.in_((TrialState.RUNNING, TrialState.WAITING)))
-        )
-        with self._storage.engine.connect() as connection:
-            return frozenset((row, str(state)) for row, state in connection.execute(query))
+        return open_rows(self._storage, self._study._study_id)
 
     def unheard(self, worker: str) -> Claim | None:
         """The claim of a slot that trains nothing: the database was lost before it answered."""
@@ -331,10 +326,6 @@ class Study:
             if trial.state == "running" and trial.worker == worker:
                 return Claim(trial, trial.row)
         return None
-
-    def _start(self, row: int) -> optuna.Trial:
-        self._storage.set_trial_state_values(row, TrialState.RUNNING)
-        return optuna.Trial(self._study, row)
 
     def report(self, claim: Claim, rung: int, *values: float, seed: int | None = None) -> bool:
         """Record the objectives at a rung of the pruning resource; whether to prune now.
@@ -483,27 +474,9 @@ class Study:
         return [row for row in rows if self._storage.get_trial(row).state.is_finished()]
 
     def stale(self) -> list[Trial]:
-        """Running trials whose worker is dead or silent for the grace time.
-
-        A worker of this machine is looked up in its process table, which needs no waiting. One
-        killed between its claim and its first heartbeat is judged by the start of the attempt.
-        """
-        silent = set(self._storage._get_stale_trial_ids(self._study._study_id))
-        here = this_process()
-        stale = []
-        for row in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            claim = row.user_attrs.get("claim")
-            if claim is None:
-                started = row.datetime_start or datetime.min
-                grace_s = self._storage.grace_period or 0
-                dead = datetime.now() - started > timedelta(seconds=grace_s)
-            else:
-                is_here = claim["host"] == here["host"]
-                is_gone = is_here and (claim["boot"] != here["boot"] or not is_alive(claim))
-                dead = is_gone or row._trial_id in silent
-            if dead:
-                stale.append(trial_of(row))
-        return stale
+        """Running trials whose worker is dead or silent for the grace time."""
+        running = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        return [trial_of(row) for row in find_stale(self._storage, running)]
 
 
 class TrialLost(Exception):

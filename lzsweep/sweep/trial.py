@@ -163,11 +163,6 @@ def ignore_signals() -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def prove_preloaded() -> None:
-    """End with exit code 0 if the forkserver has imported what trials need."""
-    sys.exit(not {"torch", "pytorch_lightning", "lzsweep.train.fit"} <= set(sys.modules))
-
-
 def run_trial(spec: Spec, pipe: Connection) -> None:
     """Train one attempt; runs in a child of the forkserver."""
     os.setsid()  # what it starts belongs to it, and ends with it

@@ -30,6 +30,7 @@ from lzsweep.sweep.attempt import Attempt
 from lzsweep.sweep.composer import Composer
 from lzsweep.sweep.finish import finish_study
 from lzsweep.sweep.forkserver import await_forkserver, start_forkserver
+from lzsweep.sweep.heartbeat import OpenRows
 from lzsweep.sweep.lesson import find_lessons, teach
 from lzsweep.sweep.process import this_host
 from lzsweep.sweep.record import Claim, Ending, Record, SeedResult, Trial
@@ -47,7 +48,7 @@ from lzsweep.sweep.signals import Signals
 from lzsweep.sweep.slots import Slot, find_slots
 from lzsweep.sweep.storage import DATABASE_ERRORS, first_line
 from lzsweep.sweep.studies import open_study
-from lzsweep.sweep.study import OpenRows, Study, TrialLost
+from lzsweep.sweep.study import Study, TrialLost
 from lzsweep.sweep.trial import LOG_NAME, End, Kind, Report, Spec, Word, reason_of
 from lzsweep.sweep.walltime import Walltime
 from lzsweep.tracking.journal import Status
@@ -188,7 +189,7 @@ class Worker:
         """Wait, without the study's lock, for something to claim; False if nothing will come."""
         while not self._stopping.is_set():
             seen = self._patiently(self._study.open_rows)
-            if self._patiently(self._study.may_claim, self._space):
+            if self._patiently(self._study.may_claim):
                 return True
             if self._patiently(self._study.stopped) or self._patiently(self._study.is_done):
                 return False
@@ -206,7 +207,7 @@ class Worker:
         name = f"{self._name}/{slot.number}"
         claim = self._study.unheard(name) if slot.number in self._unheard else None
         self._unheard.add(slot.number)
-        claim = claim or self._study.claim(self._space, name, slot.share, slot.threads)
+        claim = claim or self._study.claim(name, slot.share, slot.threads)
         self._unheard.remove(slot.number)
         return claim
 

@@ -56,7 +56,7 @@ def sweep(url: str, sampler: str, n_trials: int, name: str = "s") -> list[dict[s
     if "n_startup_trials" in option:
         option.n_startup_trials = 3
     study.set_deciders(make_sampler(option), NopPruner())
-    while claim := study.claim(MIXED, "w"):
+    while claim := study.claim("w"):
         assert MIXED.is_whole(claim.trial.params)
         assert all(p.holds(claim.trial.params[p.key]) for p in MIXED.active(claim.trial.params))
         study.tell(claim, "complete", [float(claim.trial.params["lr"])])
@@ -81,7 +81,7 @@ def test_the_grid_sampler_goes_through_the_queued_grid(url: str) -> None:
     study.set_deciders(sampler, make_pruner(sweeper("hydra/sweeper/pruner=none").pruner))
     study.enqueue(list(GRID.grid()))
     points = []
-    while claim := study.claim(GRID, "w"):
+    while claim := study.claim("w"):
         points.append(dict(claim.trial.params))
         study.tell(claim, "complete", [0.0])
     assert points == list(GRID.grid())
@@ -93,12 +93,12 @@ def test_every_pruner_is_built_and_spares_the_best(name: str, url: str) -> None:
     pruner = make_pruner(sweeper(f"hydra/sweeper/pruner={name}").pruner)
     study.set_deciders(make_sampler(sweeper("hydra/sweeper/sampler=random").sampler), pruner)
     for value in (5.0, 4.0, 3.0, 2.0, 1.0):
-        claim = study.claim(MIXED, "w")
+        claim = study.claim("w")
         assert claim is not None
         for step in range(1, 9):  # each is better than all before it
             assert not study.report(claim, step, value - step / 10)
         study.tell(claim, "complete", [value])
-    hopeless = study.claim(MIXED, "w")
+    hopeless = study.claim("w")
     assert hopeless is not None
     verdicts = [study.report(hopeless, step, 99.0 + step) for step in range(1, 9)]
     assert any(verdicts) == (name != "none")

@@ -38,7 +38,7 @@ def learn(url: str, teacher: str, study: Study) -> tuple[list[FrozenTrial], int]
 def finish(url: str, name: str, space: Space, n: int) -> Study:
     """A study that searched for x = 0.2, with some curves and one failure."""
     study = make_study(url, n_trials=n, name=name, space=space)
-    while claim := study.claim(space, "w"):
+    while claim := study.claim("w"):
         value = abs(float(claim.trial.params["x"]) - 0.2)
         study.report(claim, 1, value)
         if claim.trial.number == 0:
@@ -59,7 +59,7 @@ def test_only_what_fits_teaches_and_nothing_of_it_shows(url: str) -> None:
     assert study.trials() == []
     assert study.best() == []
     study.set_deciders(TPESampler(seed=1), MedianPruner(n_startup_trials=1), lessons)
-    claim = must_claim(study, NEW)
+    claim = must_claim(study)
     assert claim.trial.number == 0
     assert not study.report(claim, 1, 99.0), "no pruner compares with a lesson"
     study.tell(claim, "complete", [0.3])
@@ -88,7 +88,7 @@ def test_a_taught_sampler_begins_where_the_other_ended(url: str, name: str) -> N
         teach(sampler, lessons, BOTH)
         study.set_deciders(sampler, NopPruner(), lessons)
         far[taught] = 0.0
-        while claim := study.claim(BOTH, "w"):
+        while claim := study.claim("w"):
             error = abs(float(claim.trial.params["x"]) - 0.2)
             far[taught] += error / 5
             study.tell(claim, "complete", [error])
@@ -102,7 +102,7 @@ def test_cma_es_is_not_taught_of_another_dimension(url: str) -> None:
     sampler = CmaEsSampler(seed=1, warn_independent_sampling=False)
     teach(sampler, lessons, NEW)
     study.set_deciders(sampler, NopPruner(), lessons)
-    while claim := study.claim(NEW, "w"):
+    while claim := study.claim("w"):
         study.tell(claim, "complete", [1.0])
     assert len(study.trials()) == 4
 

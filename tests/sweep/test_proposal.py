@@ -50,7 +50,7 @@ class Stubborn(BaseSampler):
 
 def train(study: Study, space: Space, n: int = 99) -> list[dict[str, Value]]:
     points: list[dict[str, Value]] = []
-    while len(points) < n and (claim := study.claim(space, "w")):
+    while len(points) < n and (claim := study.claim("w")):
         points.append(dict(claim.trial.params))
         study.tell(claim, "complete", [float(len(points))])
     return points
@@ -70,17 +70,17 @@ def test_a_finite_space_ends_when_each_point_is_trained_once(url: str) -> None:
 def test_points_that_run_wait_or_failed_count_as_well(url: str) -> None:
     study = make_study(url, n_trials=50, space=TREE)
     study.set_deciders(TPESampler(seed=1, constant_liar=True), NopPruner())
-    lost = must_claim(study, TREE)
+    lost = must_claim(study)
     assert study.retry(lost.trial, "node lost", max_retries=3)
-    again = must_claim(study, TREE)
+    again = must_claim(study)
     assert again.trial.params == lost.trial.params
-    claims = [again, *(must_claim(study, TREE) for _ in range(7))]
+    claims = [again, *(must_claim(study) for _ in range(7))]
     assert len({point_key(c.trial.params) for c in claims}) == 8
-    assert study.claim(TREE, "w") is None, "all points run"
+    assert study.claim("w") is None, "all points run"
     assert not study.is_done()
     study.tell(claims[0], "infeasible", reason="loss is nan")
     study.tell(claims[1], "error", reason="disk full")
-    assert study.claim(TREE, "w") is None, "what failed is not trained again"
+    assert study.claim("w") is None, "what failed is not trained again"
     for claim in claims[2:]:
         study.tell(claim, "complete", [0.0])
     assert study.is_done()

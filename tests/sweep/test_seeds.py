@@ -68,7 +68,7 @@ def test_a_retry_keeps_the_seeds_that_are_complete(url: str) -> None:
     study.keep_seed(claim, SeedResult(1, (0.5,), {"loss": 0.5}, 3.0))
     study.report(claim, 1, 0.7, seed=2)
     assert study.retry(claim.trial, "node lost", max_retries=3)
-    again = must_claim(study, LINE)
+    again = must_claim(study)
     assert again.trial.seeds == (SeedResult(1, (0.5,), {"loss": 0.5}, 3.0),)
     study.keep_seed(again, SeedResult(2, (0.7,), {"loss": 0.7}, 4.0))
     study.tell(again, "complete", [0.6])

@@ -63,7 +63,7 @@ def make_study(url: str, n_trials: int = 3, name: str = "s", space: Space = LINE
 
 
 def must_claim(study: Study, space: Space = LINE) -> Claim:
-    claim = study.claim(space, "w")
+    claim = study.claim("w")
     assert claim is not None
     return claim
 
@@ -78,14 +78,14 @@ def in_fork(work: Callable[[], None]) -> int | None:
 def test_the_budget_is_a_total_however_often_joined(url: str) -> None:
     for _ in range(2):
         study = make_study(url, n_trials=2)
-        while claim := study.claim(LINE, "w"):
+        while claim := study.claim("w"):
             study.tell(claim, "complete", [0.5])
     assert [t.state for t in study.trials()] == ["complete", "complete"]
     assert study.is_done()
     study = make_study(url, n_trials=3)
     assert not study.is_done()
     study.tell(must_claim(study), "complete", [0.1])
-    assert study.claim(LINE, "w") is None
+    assert study.claim("w") is None
     assert study.best()[0].values == (0.1,)
 
 
@@ -94,7 +94,7 @@ def _work(url: str, n: int, space: Space) -> None:
     if space.is_grid:
         with study.lock():
             study.enqueue(list(space.grid()))
-    while claim := study.claim(space, f"w{os.getpid()}"):
+    while claim := study.claim(f"w{os.getpid()}"):
         study.report(claim, 1, 0.5)
         study.tell(claim, "complete", [0.5])
 
@@ -133,7 +133,7 @@ def test_a_grid_is_queued_once_and_trains_each_point_once(url: str) -> None:
         with study.lock():
             study.enqueue(list(GRID.grid()))
     seen = []
-    while claim := study.claim(GRID, "w"):
+    while claim := study.claim("w"):
         seen.append(tuple(claim.trial.params.values()))
         study.tell(claim, "complete", [0.0])
     assert seen == [("p", 1), ("p", 2), ("p", 3), ("q", 1), ("q", 2), ("q", 3)]
@@ -223,8 +223,8 @@ def test_the_pruner_stops_what_is_worse_than_the_median(url: str) -> None:
 def test_a_stopped_study_hands_out_nothing_until_it_is_started_again(url: str) -> None:
     study = make_study(url)
     study.stop("three times the same error")
-    assert study.claim(LINE, "w") is None
-    assert make_study(url).claim(LINE, "w") is not None
+    assert study.claim("w") is None
+    assert make_study(url).claim("w") is not None
 
 
 def test_another_space_under_the_same_name_is_refused(url: str) -> None:
@@ -260,12 +260,12 @@ def test_a_worker_killed_between_its_claim_and_the_first_heartbeat(
     def claim_and_die() -> None:
         study = make_study(url, n_trials=1)
         study.__class__ = Dying
-        study.claim(LINE, "w")
+        study.claim("w")
 
     study = make_study(url, n_trials=1)
     assert in_fork(claim_and_die) == -signal.SIGKILL
     assert [t.state for t in study.trials()] == ["running"]
-    assert study.claim(LINE, "w") is None, "it may live and be about to beat"
+    assert study.claim("w") is None, "it may live and be about to beat"
     while not (stale := study.stale()):
         time.sleep(0.1)
     assert study.retry(stale[0], "lost", max_retries=3)
@@ -334,16 +334,16 @@ def test_a_zombie_is_no_worker(url: str) -> None:
 
 def test_who_is_idle_needs_no_lock_and_sees_what_is_handed_over(url: str) -> None:
     study, other = make_study(url, n_trials=1), make_study(url, n_trials=1)
-    assert study.may_claim(LINE)
+    assert study.may_claim()
     claim = must_claim(study)
     with other.lock():
-        assert not study.may_claim(LINE)
+        assert not study.may_claim()
         before = study.open_rows()
         assert len(before) == 1
         assert other.open_rows() == before
     assert other.retry(claim.trial, "node lost", max_retries=3)
     assert study.open_rows() != before
-    assert study.may_claim(LINE)
+    assert study.may_claim()
     study.tell(must_claim(study), "complete", [0.1])
     assert study.open_rows() == frozenset()
-    assert not study.may_claim(LINE)
+    assert not study.may_claim()
