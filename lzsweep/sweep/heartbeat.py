@@ -1,4 +1,4 @@
-"""Who is alive and what is open, asked of the database directly because Optuna has no word for it."""
+"""Who is alive and what is open, asked of the database because Optuna has no word for it."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from lzsweep.sweep.study import Study
 from lzsweep.sweep.trial import End
 from lzsweep.tracking.journal import Journal, read_records
 from tests.sweep.conftest import Cli, find_runs
-from tests.sweep.test_study import LINE, make_record, make_study, must_claim
+from tests.sweep.test_study import make_record, make_study, must_claim
 from tests.sweep.test_sweep import trial_processes, watching
 
 OBJECTIVE = "val/loss_unweighted"

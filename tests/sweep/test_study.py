@@ -8,16 +8,20 @@ import signal
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.pruners import MedianPruner, NopPruner
 from optuna.samplers import RandomSampler
+from optuna.trial import TrialState
 
 from lzsweep.errors import UserError
 from lzsweep.sweep import storage
+from lzsweep.sweep import study as study_module
 from lzsweep.sweep.budget import Budget
+from lzsweep.sweep.process import this_process
 from lzsweep.sweep.record import Claim, Record, Trial
 from lzsweep.sweep.space import Parameter, Space
 from lzsweep.sweep.studies import create_study, list_studies, open_study
@@ -117,14 +121,15 @@ def test_processes_that_start_together_keep_the_exact_budget(url: str) -> None:
     work_together(url, 50, LINE)
 
 
+@pytest.mark.slow
 def test_processes_that_start_together_train_each_point_of_a_grid_once(url: str) -> None:
-    axes = {"a": range(10), "b": range(5)}
+    axes = {"a": range(20), "b": range(20)}
     parameters = [
         Parameter(name, CategoricalDistribution(list(axis)), ",".join(map(str, axis)))
         for name, axis in axes.items()
     ]
-    trials = work_together(url, 50, Space(tuple(parameters)))
-    assert len({tuple(t.params.values()) for t in trials}) == 50
+    trials = work_together(url, 8 * 50, Space(tuple(parameters)))
+    assert len({tuple(t.params.values()) for t in trials}) == 8 * 50
 
 
 def test_a_grid_is_queued_once_and_trains_each_point_once(url: str) -> None:
@@ -248,10 +253,12 @@ def test_a_database_in_no_folder_and_one_that_does_not_answer(tmp_path: Path) ->
         open_study("lzsweep.db", "s")
 
 
+@pytest.mark.parametrize("host", ["here", "elsewhere"])
 def test_a_worker_killed_between_its_claim_and_the_first_heartbeat(
-    url: str, monkeypatch: pytest.MonkeyPatch
+    host: str, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(storage, "GRACE_S", 2)
+    place = this_process() if host == "here" else {**this_process(), "host": host}
 
     class Dying(Study):
         def beat(self, rows: Sequence[int]) -> None:
@@ -260,14 +267,19 @@ def test_a_worker_killed_between_its_claim_and_the_first_heartbeat(
     def claim_and_die() -> None:
         study = make_study(url, n_trials=1)
         study.__class__ = Dying
+        if host == "elsewhere":
+            monkeypatch.setattr(study_module, "this_process", lambda: place)
         study.claim("w")
 
     study = make_study(url, n_trials=1)
     assert in_fork(claim_and_die) == -signal.SIGKILL
     assert [t.state for t in study.trials()] == ["running"]
-    assert study.claim("w") is None, "it may live and be about to beat"
-    while not (stale := study.stale()):
+    assert study.claim("w") is None, "nobody has noticed yet"
+    stale = study.stale()
+    assert bool(stale) == (host == "here"), "a worker elsewhere may be about to beat"
+    while not stale:
         time.sleep(0.1)
+        stale = study.stale()
     assert study.retry(stale[0], "lost", max_retries=3)
     claim = must_claim(study)
     assert (claim.trial.number, claim.trial.attempt) == (0, 2)
@@ -292,6 +304,19 @@ def test_a_claim_whose_answer_was_lost_is_found_again(url: str) -> None:
     assert study.unheard("w") == claim
     study.tell(claim, "complete", [1.0])
     assert study.unheard("w") is None
+
+
+def test_a_claim_that_was_taken_up_while_it_was_made_is_none(url: str) -> None:
+    class Slow(RandomSampler):
+        """So slow that the others take its worker for dead."""
+
+        def sample_independent(self, study: Any, trial: Any, name: str, of: Any) -> Any:
+            study._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
+            return super().sample_independent(study, trial, name, of)
+
+    study = make_study(url)
+    study.set_deciders(Slow(seed=1), NopPruner())
+    assert study.claim("w") is None
 
 
 def test_rows_that_others_ended_are_told(url: str) -> None:
