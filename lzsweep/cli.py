@@ -22,8 +22,9 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from lzsweep.commands import NAMES, run_command
-from lzsweep.config import OwnConf, conf_dir, explain, nearest, register_schemas
-from lzsweep.errors import LzsweepError, UserError
+from lzsweep.config import OwnConf, conf_dir, register_schemas
+from lzsweep.errors import LzsweepError, UserError, nearest
+from lzsweep.explain import explain
 from lzsweep.sweep.forkserver import start_forkserver
 from lzsweep.sweep.plugin import PullSweeper
 

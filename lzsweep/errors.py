@@ -6,7 +6,8 @@ them. A message states the rule, the value, the place and the next step.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Iterable, Sequence
 
 
 class LzsweepError(Exception):
@@ -35,3 +36,9 @@ class DataError(UserError):
 
 class TrackingError(UserError):
     """The MLflow server does not answer or refuses us before anything has started."""
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """A hint at what was meant."""
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f"did you mean {near[0]}?" if near else "see `lzsweep --help`"

@@ -46,7 +46,8 @@ def test_subcommands_and_their_options_are_there(command: tuple[str, list[str]])
         if isinstance(known, click.Group) and not (words and words[0] in known.commands):
             break
         context = click.Context(known, parent=context)
-    known.make_context(known.name, words, parent=context.parent, resilient_parsing=False)
+    made = known.make_context(known.name, words, parent=context.parent, resilient_parsing=False)
+    assert made.command is known, "click would have refused an unknown word or option"
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c[1][0] not in NAMES], ids=named)

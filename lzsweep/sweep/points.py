@@ -17,8 +17,9 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from optuna.distributions import CategoricalDistribution, IntDistribution
 
-from lzsweep.config import compose_parts, explain
+from lzsweep.config import compose_parts
 from lzsweep.errors import UserError
+from lzsweep.explain import explain
 from lzsweep.sweep.space import Parameter, Space, Value
 from lzsweep.sweep.syntax import read_value
 

@@ -13,8 +13,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from lzsweep.config import ARTIFACTS, WEIGHTS_FILE, objectives, take_spaces, target_problems
+from lzsweep.config import ARTIFACTS, WEIGHTS_FILE, objectives, take_spaces
 from lzsweep.errors import ConfigError, LzsweepError, UserError
+from lzsweep.explain import target_problems
 from lzsweep.tracking.client import redact
 from lzsweep.tracking.journal import Status
 from lzsweep.tracking.outbox import run_id_of

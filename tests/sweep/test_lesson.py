@@ -12,7 +12,7 @@ from optuna.samplers import CmaEsSampler, GPSampler, TPESampler
 from optuna.trial import FrozenTrial
 
 from lzsweep.errors import UserError
-from lzsweep.sweep.lesson import find_lessons, teach
+from lzsweep.sweep.lesson import check_pupil, find_lessons, teach
 from lzsweep.sweep.space import Parameter, Space
 from lzsweep.sweep.study import Study
 from tests.sweep.test_study import make_study, must_claim
@@ -95,16 +95,11 @@ def test_a_taught_sampler_begins_where_the_other_ended(url: str, name: str) -> N
     assert far[True] < far[False]
 
 
-def test_cma_es_is_not_taught_of_another_dimension(url: str) -> None:
-    finish(url, "old", OLD, 12)
-    study = make_study(url, n_trials=4, name="new", space=NEW)
-    lessons, _ = learn(url, "old", study)
-    sampler = CmaEsSampler(seed=1, warn_independent_sampling=False)
-    teach(sampler, lessons, NEW)
-    study.set_deciders(sampler, NopPruner(), lessons)
-    while claim := study.claim("w"):
-        study.tell(claim, "complete", [1.0])
-    assert len(study.trials()) == 4
+def test_cma_es_is_refused_where_it_could_not_learn() -> None:
+    with pytest.raises(UserError, match=r"as one does here: x@kind=a; take sampler=tpe or gp"):
+        check_pupil("optuna.samplers.CmaEsSampler", NEW)
+    check_pupil("optuna.samplers.TPESampler", NEW)
+    check_pupil("optuna.samplers.CmaEsSampler", BOTH)
 
 
 def test_a_teacher_is_heard_up_to_the_warm_start(url: str) -> None:
