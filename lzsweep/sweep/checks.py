@@ -127,8 +127,15 @@ def _space_problems(cfg: DictConfig, space: Space) -> list[str]:
             f"a grid without study.n_trials may have {GRID_LIMIT} points, but this one has {size};"
             " set study.n_trials, or use an interval and let the sampler choose"
         )
-    if cfg.study.warm_start is not None and (space.is_grid or sampler not in LEARNERS):
-        why = "a grid tries every point" if space.is_grid else f"{sampler} learns from no others"
+    owned = [p.name for p in space.parameters if p.owner]
+    why = ""
+    if space.is_grid:
+        why = "a grid tries every point"
+    elif sampler not in LEARNERS:
+        why = f"{sampler} learns from no others"
+    elif sampler == "CmaEsSampler" and owned:
+        why = f"{sampler} learns only where all is always searched, and {owned[0]} is not"
+    if cfg.study.warm_start is not None and why:
         problems.append(
             f"study.warm_start needs a sampler that learns, but {why};"
             " use an interval with hydra/sweeper/sampler=tpe, gp or cmaes, or leave it out"

@@ -29,7 +29,7 @@ from lzsweep.sweep.checks import check_sweep
 from lzsweep.sweep.finish import finish_study
 from lzsweep.sweep.folder import freeze, frozen, take_folder
 from lzsweep.sweep.forkserver import start_forkserver
-from lzsweep.sweep.lesson import check_pupil, find_lessons
+from lzsweep.sweep.lesson import find_lessons
 from lzsweep.sweep.page import PAGE_NAME, REPORT_NAME
 from lzsweep.sweep.points import read_points
 from lzsweep.sweep.probe import probe
@@ -135,7 +135,7 @@ class Controller:
         folder = Path(known.record.folder) if known else self._folder(name)
         live = sources(self._context.config_loader)
         record = self._record(space, configs, settings, folder)
-        until = self._learn(name, record, space, known)
+        until = self._learn(name, record, known)
 
         def prepare() -> None:
             take_folder(folder)
@@ -203,16 +203,13 @@ class Controller:
             data={k: v for c in configs for k, v in data_version(c["data"]).items()},
         )
 
-    def _learn(
-        self, name: str, record: Record, space: Space, known: Study | None
-    ) -> datetime | None:
+    def _learn(self, name: str, record: Record, known: Study | None) -> datetime | None:
         """Until when the study of `study.warm_start` teaches: now, or as was said before."""
         teacher = self._config.study.warm_start
         if teacher is None:
             return None
         before = known.teacher() if known else None
         until = before[1] if before and before[0] == teacher else datetime.now()
-        check_pupil(str(self._config.hydra.sweeper.sampler._target_), space)
         url = self._config.study.storage
         lessons, n_skipped = find_lessons(url, teacher, until, pupil=name, record=record)
         self._say(

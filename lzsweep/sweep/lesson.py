@@ -94,21 +94,6 @@ def to_lessons(
     return lessons, len(taught) - len(lessons)
 
 
-def check_pupil(target: str, space: Space) -> None:
-    """Refuse a sampler that could not learn.
-
-    Raises:
-        UserError: CMA-ES refuses lessons of another dimension, as they are in a conditional space.
-    """
-    owned = [p.name for p in space.parameters if p.owner]
-    if owned and target.endswith("CmaEsSampler"):
-        raise UserError(
-            "study.warm_start teaches hydra/sweeper/sampler=cmaes only where no option brings a"
-            f" space of its own, as one does here: {', '.join(owned)};"
-            " take sampler=tpe or gp, or leave study.warm_start out"
-        )
-
-
 def teach(sampler: BaseSampler, lessons: Sequence[FrozenTrial], space: Space) -> None:
     """Give CMA-ES its lessons, which it does not read from the study as the others do."""
     if not lessons or not isinstance(sampler, CmaEsSampler):

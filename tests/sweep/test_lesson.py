@@ -12,7 +12,7 @@ from optuna.samplers import CmaEsSampler, GPSampler, TPESampler
 from optuna.trial import FrozenTrial
 
 from lzsweep.errors import UserError
-from lzsweep.sweep.lesson import check_pupil, find_lessons, teach
+from lzsweep.sweep.lesson import find_lessons, teach
 from lzsweep.sweep.space import Parameter, Space
 from lzsweep.sweep.study import Study
 from tests.sweep.test_study import make_study, must_claim
@@ -93,13 +93,6 @@ def test_a_taught_sampler_begins_where_the_other_ended(url: str, name: str) -> N
             far[taught] += error / 5
             study.tell(claim, "complete", [error])
     assert far[True] < far[False]
-
-
-def test_cma_es_is_refused_where_it_could_not_learn() -> None:
-    with pytest.raises(UserError, match=r"as one does here: x@kind=a; take sampler=tpe or gp"):
-        check_pupil("optuna.samplers.CmaEsSampler", NEW)
-    check_pupil("optuna.samplers.TPESampler", NEW)
-    check_pupil("optuna.samplers.CmaEsSampler", BOTH)
 
 
 def test_a_teacher_is_heard_up_to_the_warm_start(url: str) -> None:
