@@ -12,16 +12,9 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from lzsweep.config import (
-    METRICS,
-    WEIGHTED,
-    compose,
-    explain,
-    nearest,
-    objectives,
-    target_problems,
-)
-from lzsweep.errors import ConfigError, LzsweepError
+from lzsweep.config import METRICS, WEIGHTED, compose, objectives
+from lzsweep.errors import ConfigError, LzsweepError, nearest
+from lzsweep.explain import explain, target_problems
 from lzsweep.sweep.lesson import LEARNERS
 from lzsweep.sweep.probe import limit_problems
 from lzsweep.sweep.record import Resource

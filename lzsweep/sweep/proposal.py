@@ -13,6 +13,7 @@ from itertools import islice
 from typing import Any
 
 import optuna
+from optuna.distributions import BaseDistribution
 from optuna.pruners import _filter_study
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import FrozenTrial, TrialState
@@ -29,27 +30,26 @@ def propose(
     space: Space,
     known: Collection[Point],
     lessons: Sequence[FrozenTrial],
-) -> None:
-    """Give a running row the parameters that it lacks.
+) -> dict[str, tuple[BaseDistribution, Value]]:
+    """Choose the parameters that a running row lacks.
 
     Args:
         study: with the sampler that decides.
-        row: running; what it has (of a queued point, of a retry) stays, the rest is added here
-            and in the database.
+        row: running; what it has (of a queued point, of a retry) stays.
         space: what is searched.
         known: points that must not be trained again.
         lessons: trials of another study that the sampler sees beside those of its own.
+
+    Returns:
+        Optuna's name of the parameter -> its distribution and value.
     """
     has = shown_params(row.params, row.distributions)
     if space.is_whole(has):
-        return
+        return {}
     point = _new_point(study, row, space, has, known, lessons)
-    for p in space.active(point):
-        if p.key not in has:
-            internal = p.distribution.to_internal_repr(point[p.key])
-            study._storage.set_trial_param(row._trial_id, p.name, internal, p.distribution)
-            row.distributions[p.name] = p.distribution
-            row.params[p.name] = point[p.key]
+    return {
+        p.name: (p.distribution, point[p.key]) for p in space.active(point) if p.key not in has
+    }
 
 
 def _new_point(

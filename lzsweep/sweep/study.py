@@ -31,7 +31,6 @@ from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from lzsweep.sweep.budget import Budget
-from lzsweep.sweep.heartbeat import OpenRows, find_stale, open_rows
 from lzsweep.sweep.process import this_process
 from lzsweep.sweep.proposal import propose
 from lzsweep.sweep.record import (
@@ -45,6 +44,7 @@ from lzsweep.sweep.record import (
     next_attempt,
     trial_of,
 )
+from lzsweep.sweep.rows import OpenRows, begin_row, end_row, find_stale, open_rows
 from lzsweep.sweep.space import Point, Space, Value, point_key
 from lzsweep.sweep.standing import judge
 from lzsweep.sweep.storage import database_lock
@@ -279,11 +279,13 @@ class Study:
             queued = [*retries, *waiting]
             try:
                 row = self._start(queued[0].row, mark) if queued else self._create(mark)
-                self.beat([row._trial_id])
                 frozen = row._cached_frozen_trial
-                propose(self._study, frozen, self.space, known, self._lessons)
+                new = propose(self._study, frozen, self.space, known, self._lessons)
+                begin_row(self._storage, row._trial_id, new)
             except UpdateFinishedTrialError:
                 return None  # the database was lost, and the lock with it: others ended this row
+            frozen.distributions |= {name: d for name, (d, _) in new.items()}
+            frozen.params |= {name: value for name, (_, value) in new.items()}
             return Claim(trial_of(frozen), row._trial_id)
 
     def _create(self, mark: Mapping[str, Any]) -> optuna.Trial:
@@ -421,13 +423,12 @@ class Study:
             "infeasible": TrialState.PRUNED,
         }.get(kind, TrialState.FAIL)
         with _lost_when_finished(claim):
-            self._storage.set_trial_user_attr(claim.row, "end", end)
             frozen = self._storage.get_trial(claim.row)
             if kind == "pruned" and len(self._study.directions) == 1:
                 curve = frozen.intermediate_values
                 values = [curve[max(curve)]] if curve else None
             self._study.sampler.after_trial(self._study, frozen, state, values)
-            self._storage.set_trial_state_values(claim.row, state, values)
+            end_row(self._storage, claim.row, state, values, end=end)
 
     def retry(self, trial: Trial, reason: str, *, max_retries: int, free: bool = False) -> bool:
         """Hand an interrupted attempt over to whoever claims next.
@@ -452,8 +453,7 @@ class Study:
             kind = "infrastructure" if goes_on else "error"
             text = reason if goes_on else f"{reason}, {retries} times; see study.max_retries"
             end = {"kind": kind, "reason": text}
-            self._storage.set_trial_user_attr(trial.row, "end", end)
-            self._storage.set_trial_state_values(trial.row, TrialState.FAIL)
+            end_row(self._storage, trial.row, TrialState.FAIL, end=end)
             return goes_on
 
     def _has_attempt(self, number: int, attempt: int) -> bool:

@@ -30,10 +30,10 @@ from lzsweep.sweep.attempt import Attempt
 from lzsweep.sweep.composer import Composer
 from lzsweep.sweep.finish import finish_study
 from lzsweep.sweep.forkserver import await_forkserver, start_forkserver
-from lzsweep.sweep.heartbeat import OpenRows
 from lzsweep.sweep.lesson import find_lessons, teach
 from lzsweep.sweep.process import this_host
 from lzsweep.sweep.record import Claim, Ending, Record, SeedResult, Trial
+from lzsweep.sweep.rows import OpenRows
 from lzsweep.sweep.seeds import (
     best_seed,
     cut_short,

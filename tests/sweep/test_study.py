@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -260,13 +260,12 @@ def test_a_worker_killed_between_its_claim_and_the_first_heartbeat(
     monkeypatch.setattr(storage, "GRACE_S", 2)
     place = this_process() if host == "here" else {**this_process(), "host": host}
 
-    class Dying(Study):
-        def beat(self, rows: Sequence[int]) -> None:
-            os.kill(os.getpid(), signal.SIGKILL)
+    def die(*_: Any) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
 
     def claim_and_die() -> None:
         study = make_study(url, n_trials=1)
-        study.__class__ = Dying
+        monkeypatch.setattr(study_module, "begin_row", die)
         if host == "elsewhere":
             monkeypatch.setattr(study_module, "this_process", lambda: place)
         study.claim("w")

@@ -1,19 +1,81 @@
-"""Who is alive and what is open, asked of the database because Optuna has no word for it."""
+"""The rows of attempts, where Optuna's own words are too many or none.
+
+What belongs together is written in one transaction, for on a PostgreSQL each is a wait for the
+disk; what is open and who is alive is asked with one query.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
+from typing import Any
 
 import sqlalchemy
+from optuna.distributions import BaseDistribution
 from optuna.storages import RDBStorage
 from optuna.storages._rdb import models
+from optuna.storages._rdb.storage import _create_scoped_session
 from optuna.trial import FrozenTrial, TrialState
 
 from lzsweep.sweep.process import is_alive, this_process
+from lzsweep.sweep.space import Value
 
 OpenRows = frozenset[tuple[int, str]]
 """Optuna's ids of attempts, and their states."""
+
+
+def begin_row(
+    storage: RDBStorage, row: int, params: Mapping[str, tuple[BaseDistribution, Value]]
+) -> None:
+    """Give a running row, which has no heartbeat yet, its first one and parameters.
+
+    Raises:
+        UpdateFinishedTrialError: somebody ended the row.
+    """
+    with _create_scoped_session(storage.scoped_session) as session:
+        for name, (distribution, value) in params.items():
+            # That it fits the others of its name is known: all are of the study's one space.
+            storage._set_trial_param_without_commit(
+                session,
+                row,
+                name,
+                distribution.to_internal_repr(value),
+                distribution,
+                distribution,
+            )
+        session.add(models.TrialHeartbeatModel(trial_id=row))
+
+
+def end_row(
+    storage: RDBStorage,
+    row: int,
+    state: TrialState,
+    values: Sequence[float] | None = None,
+    **attributes: Any,
+) -> None:
+    """Give a row its end.
+
+    Args:
+        storage: with the row.
+        row: Optuna's id.
+        state: complete, pruned or failed.
+        values: the objectives.
+        attributes: user attributes that say more.
+
+    Raises:
+        UpdateFinishedTrialError: it has one.
+    """
+    with _create_scoped_session(storage.scoped_session) as session:
+        trial = models.TrialModel.find_or_raise_by_id(row, session, for_update=True)
+        storage.check_trial_is_updatable(row, trial.state)  # type: ignore[arg-type]  # a column
+        for name, value in attributes.items():
+            storage._set_trial_attr_without_commit(
+                session, models.TrialUserAttributeModel, row, name, value
+            )
+        for objective, value in enumerate(values or ()):
+            storage._set_trial_value_without_commit(session, trial, objective, value)
+        trial.state = state
+        trial.datetime_complete = datetime.now()
 
 
 def open_rows(storage: RDBStorage, study_id: int) -> OpenRows:
