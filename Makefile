@@ -4,7 +4,7 @@ BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo submit test test-fast test-cluster test-server bench-data bench-sweep bench-server system-packages lint format types coverage constraints clean
+.PHONY: help install demo pictures submit test test-fast test-cluster test-server bench-data bench-sweep bench-server system-packages lint format types coverage constraints clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -25,6 +25,9 @@ submit: install ## Put a ready-made sweep on the Slurm cluster: make submit SWEE
 
 demo: install ## Run a real sweep on the bundled games: ten trials, under five minutes
 	$(BIN)/lzsweep -m sweeps=demo
+
+pictures: install system-packages ## Take the pictures of the docs anew, from a real sweep
+	$(BIN)/python -m docs.pictures
 
 test: install system-packages ## Run the test suite, all but the cluster's part
 	$(PYTEST) -n 2 --dist loadfile -m "not cluster"
@@ -50,7 +53,7 @@ build/bench/peers/.venv/.installed: benchmarks/peers/requirements.txt pyproject.
 		--requirements benchmarks/peers/requirements.txt --editable .
 	@touch $@
 
-bench-server: install ## Measure how soon the server is ready beside MLflow's own command
+bench-server: install ## Measure the server: ready beside MLflow's own command, under 32 clients, at 1,000 runs
 	$(BIN)/python -m benchmarks.serving
 
 # Tests of the engine, the cluster and the pages need programs of the system; without root they

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from importlib import metadata
 
 import hydra
+from hydra._internal import utils as hydra_flags
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
@@ -64,6 +65,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"the disk is full: {error.strerror} ({error.filename}); make room there and type the"
             " same command again",
             1,
+        )
+    except ValueError as error:
+        if not _is_about_flags(error):
+            raise
+        return _fail(
+            f"{error}; for the configuration of a training: lzsweep --cfg job",
+            UserError.exit_code,
         )
     except KeyboardInterrupt:
         return _fail("stopped by Ctrl-C", 1)
@@ -139,6 +147,14 @@ def _refuse_passwords(arguments: Sequence[str]) -> None:
                 f"a password must not stand in a command line, but {key} holds one; put it into"
                 " PGPASSFILE or LZSWEEP_STORAGE, MLFLOW_TRACKING_PASSWORD or MLFLOW_TRACKING_URI"
             )
+
+
+def _is_about_flags(error: ValueError) -> bool:
+    # Hydra has no error of its own for flags that exclude each other, such as -m and --cfg.
+    last = error.__traceback__
+    while last is not None and last.tb_next is not None:
+        last = last.tb_next
+    return last is not None and last.tb_frame.f_globals.get("__name__") == hydra_flags.__name__
 
 
 def _fail(text: str, code: int) -> int:

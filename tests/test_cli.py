@@ -40,6 +40,8 @@ def refused(run: Cli, *arguments: str) -> str:
         (["network=small,big"], "holds several values, which only a sweep takes: add -m"),
         (["statu"], "did you mean status?"),
         (["a.b"], "missing EQUAL"),
+        ([*SWEEP, "--cfg", "job"], "Only one of --run, --multirun, --cfg"),
+        (["--resolve"], "the configuration of a training: lzsweep --cfg job"),
         (["status", "x"], "there is no lzsweep.db in"),
         (["sync", "nowhere"], "a folder must exist to be looked in, but nowhere does not"),
         (["data=sgf", "data.path=nowhere"], "nowhere"),

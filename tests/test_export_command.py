@@ -15,6 +15,7 @@ from lzsweep.train.export import read_checkpoint
 from lzsweep.train.network import Network
 from tests.go.network import random_weights
 from tests.sweep.conftest import QUICK, Cli, cli  # noqa: F401
+from tests.sweep.test_study import make_study
 from tests.train.test_export import checkpoint_of
 
 
@@ -68,6 +69,15 @@ def test_mistakes_are_one_line(cli: Cli, work: Path) -> None:  # noqa: F811
         cli, "export", "inf.ckpt", "-o", "no/net.txt"
     )
     assert "there is no run " + "0" * 32 in told("0" * 32)
+
+
+def test_a_study_may_have_a_slash_in_its_name(cli: Cli, work: Path) -> None:  # noqa: F811
+    make_study("sqlite:///lzsweep.db", name="team/s")
+    err = refused(cli, "export", "team/s", "--trial", "7", "-o", "net.txt")
+    assert "must be a trial of team/s (none yet), but got 7" in err
+    assert "must exist at team/t" in refused(cli, "export", "team/t", "-o", "net.txt")
+    (work / "team/s").mkdir(parents=True)
+    assert "run's folder must hold" in refused(cli, "export", "team/s", "-o", "net.txt")
 
 
 def test_init_from_is_checked_before_anything_starts(cli: Cli, work: Path) -> None:  # noqa: F811

@@ -12,8 +12,11 @@ import typer
 
 _OWN_MODULES = ("data", "doctor", "export", "promote", "report", "rerun", "serve", "submit")
 NAMES = ("list", "status", "best", "watch", "stop", "resume", "sync", *_OWN_MODULES)
-NAMES = ("list", "status", "best", "watch", "stop", "resume", "sync", *_OWN_MODULES)
 """What may be the first word of a command line."""
+
+STUDIES_FILE = "sqlite:///lzsweep.db"
+MLFLOW_FILE = "sqlite:///mlflow.db"
+"""Where studies and runs are, unless somebody says otherwise: in the working folder."""
 
 _INTERRUPTED = 130  # what typer makes of Ctrl-C
 
@@ -33,6 +36,10 @@ class Format(StrEnum):
 
 
 Output = Annotated[Format, typer.Option("--format", help="A table for people, JSON for scripts.")]
+Storage = Annotated[str, typer.Option(envvar="LZSWEEP_STORAGE", help="URL of the study database.")]
+Tracking = Annotated[
+    str, typer.Option("--uri", envvar="MLFLOW_TRACKING_URI", help="The MLflow server.")
+]
 
 
 def run_command(arguments: Sequence[str], run_hydra: Callable[[list[str]], int]) -> int:
@@ -42,8 +49,6 @@ def run_command(arguments: Sequence[str], run_hydra: Callable[[list[str]], int])
         arguments: the command line, subcommand first.
         run_hydra: runs a command line of Hydra's, for subcommands that stand for one.
     """
-    own = arguments[0] if arguments[0] in _OWN_MODULES else "study"
-    import_module(f"lzsweep.commands.{own}")
     own = arguments[0] if arguments[0] in _OWN_MODULES else "study"
     import_module(f"lzsweep.commands.{own}")
     try:

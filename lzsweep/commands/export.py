@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lzsweep.commands import app
+from lzsweep.commands import MLFLOW_FILE, STUDIES_FILE, Storage, Tracking, app
 from lzsweep.config import BEST_CHECKPOINT, WEIGHTS_FILE
 from lzsweep.errors import DataError, UserError
 from lzsweep.train.source import find_source, is_checkpoint
@@ -48,12 +48,8 @@ def export(
     trial: Annotated[
         int | None, typer.Option(help="Number of a study's trial; by default the best.")
     ] = None,
-    storage: Annotated[
-        str, typer.Option(envvar="LZSWEEP_STORAGE", help="URL of the study database.")
-    ] = "sqlite:///lzsweep.db",
-    uri: Annotated[
-        str, typer.Option(envvar="MLFLOW_TRACKING_URI", help="The MLflow server.")
-    ] = "sqlite:///mlflow.db",
+    storage: Storage = STUDIES_FILE,
+    uri: Tracking = MLFLOW_FILE,
 ) -> None:
     """Write a network as Leela Zero weights, for leelaz and everything that reads its files."""
     if not target.expanduser().parent.is_dir():
@@ -82,7 +78,7 @@ def _checkpoint(what: str, trial: int | None, storage: str, uri: str) -> Iterato
         path = Path(what).expanduser()
         if what.startswith(_MODEL):
             yield _of_model(what, uri, Path(scratch))
-        elif path.exists() or path.suffix == ".ckpt" or len(path.parts) > 1:
+        elif path.exists() or path.suffix == ".ckpt" or _is_nowhere(what, storage):
             if trial is not None:
                 raise UserError(f"--trial belongs to a study's name, but {what} is a path")
             yield find_source(what)
@@ -90,6 +86,18 @@ def _checkpoint(what: str, trial: int | None, storage: str, uri: str) -> Iterato
             yield _download(what, uri, Path(scratch))
         else:
             yield _of_study(what, trial, storage, uri, Path(scratch))
+
+
+def _is_nowhere(what: str, storage: str) -> bool:
+    """Whether a word with a `/` in it, which may be a path, names no study."""
+    if "/" not in what:
+        return False
+    path = storage.removeprefix(_SQLITE)
+    if path != storage and not Path(path).exists():
+        return True
+    from lzsweep.sweep.studies import find_study
+
+    return find_study(storage, what) is None
 
 
 def _of_study(name: str, number: int | None, storage: str, uri: str, scratch: Path) -> Path:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lzsweep.commands import app
+from lzsweep.commands import MLFLOW_FILE, STUDIES_FILE, Storage, Tracking, app
 from lzsweep.commands.export import choose_trial, trial_source
-from lzsweep.commands.study import SQLITE, Name, Storage, must_exist
+from lzsweep.commands.study import Name, must_exist
 from lzsweep.errors import UserError
 from lzsweep.sweep.report import show_params
 from lzsweep.sweep.studies import open_study
@@ -35,10 +35,8 @@ def promote(
     name: Annotated[
         str | None, typer.Option(help="Name in the registry; by default the study's.")
     ] = None,
-    storage: Storage = SQLITE,
-    uri: Annotated[
-        str, typer.Option(envvar="MLFLOW_TRACKING_URI", help="The MLflow server.")
-    ] = "sqlite:///mlflow.db",
+    storage: Storage = STUDIES_FILE,
+    uri: Tracking = MLFLOW_FILE,
 ) -> None:
     """Register a trial's network in MLflow and make it the champion."""
     must_exist(storage)

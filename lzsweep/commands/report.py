@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from lzsweep.commands import app
-from lzsweep.commands.study import SQLITE, Name, Storage, must_exist
+from lzsweep.commands import MLFLOW_FILE, STUDIES_FILE, Storage, Tracking, app
+from lzsweep.commands.study import Name, must_exist
 from lzsweep.errors import UserError
 from lzsweep.sweep.findings import gather
 from lzsweep.sweep.finish import renew_report
@@ -26,10 +26,8 @@ def report(
             "-o", "--output", metavar="DIR", help="Folder for it; else `report` in the study's."
         ),
     ] = None,
-    storage: Storage = SQLITE,
-    uri: Annotated[
-        str, typer.Option(envvar="MLFLOW_TRACKING_URI", help="The MLflow server.")
-    ] = "sqlite:///mlflow.db",
+    storage: Storage = STUDIES_FILE,
+    uri: Tracking = MLFLOW_FILE,
 ) -> None:
     """Draw what a study found until now: one HTML page, its pictures inside and beside it.
 

@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from lzsweep.commands import app
-from lzsweep.commands.study import SQLITE, Name, Storage, must_exist
+from lzsweep.commands import STUDIES_FILE, Storage, app
+from lzsweep.commands.study import Name, must_exist
 
 
 @app.command(
@@ -19,7 +19,7 @@ def rerun(
     seed: Annotated[
         int | None, typer.Option(help="Which of its seeds, with study.seeds; else the first.")
     ] = None,
-    storage: Storage = SQLITE,
+    storage: Storage = STUDIES_FILE,
 ) -> None:
     """Train a trial again from its record, into a run of its own, and compare."""
     must_exist(storage)

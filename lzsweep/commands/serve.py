@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator, Mapping
+import ssl
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from sqlalchemy.engine import URL
 
-from lzsweep.commands import app
+from lzsweep.commands import MLFLOW_FILE, STUDIES_FILE, app
 from lzsweep.errors import UserError
 from lzsweep.tracking.backup import (
     back_up_databases,
@@ -24,7 +25,7 @@ from lzsweep.tracking.backup import (
 from lzsweep.tracking.client import redact, resolve_uri
 from lzsweep.tracking.postgres import running
 from lzsweep.tracking.runs import check_server
-from lzsweep.tracking.server import ServerOptions, listen, serve
+from lzsweep.tracking.server import MAX_UPLOAD_BYTES, ServerOptions, listen, serve
 from lzsweep.tracking.shared import (
     AUTH,
     MLFLOW,
@@ -37,9 +38,7 @@ from lzsweep.tracking.shared import (
     open_home,
 )
 
-DATABASE = "sqlite:///mlflow.db"
 HOME = Path("~/.local/share/lzsweep/server")
-STORAGE = "sqlite:///lzsweep.db"
 POSTGRES_PORT = 5433
 
 serve_app = typer.Typer(
@@ -71,7 +70,7 @@ class Shared:
     home: Path
     postgres: str | None
     postgres_port: int
-    allowed_hosts: str | None
+    allowed_hosts: str | None = None
 
 
 @serve_app.callback()
@@ -83,10 +82,13 @@ def serve_command(
     port: Annotated[int, typer.Option(help="Port to listen at; 0 takes a free one.")] = 5000,
     database: Annotated[
         str, typer.Option(help="MLflow's SQLite database, without --shared.")
-    ] = DATABASE,
+    ] = MLFLOW_FILE,
     artifacts: Annotated[
         Path, typer.Option(help="Folder for files that clients upload, without --shared.")
     ] = Path("mlartifacts"),
+    max_upload_gb: Annotated[
+        float, typer.Option(help="The largest file that clients may upload.")
+    ] = MAX_UPLOAD_BYTES / 1e9,
     shared: Annotated[
         bool, typer.Option("--shared", help="PostgreSQL and passwords, for others on the network.")
     ] = False,
@@ -102,27 +104,51 @@ def serve_command(
     ] = None,
     ssl_certfile: Annotated[Path | None, typer.Option(help="TLS: the certificate.")] = None,
     ssl_ca_certs: Annotated[
-        Path | None, typer.Option(help="TLS: who signs clients' certificates.")
+        Path | None,
+        typer.Option(help="TLS: clients must have a certificate, signed by one of these."),
     ] = None,
 ) -> None:
     """Serve the runs recorded in this folder to this machine, until Ctrl-C."""
     if context.invoked_subcommand is not None:
         return
-    tls = {"ssl_keyfile": ssl_keyfile, "ssl_certfile": ssl_certfile, "ssl_ca_certs": ssl_ca_certs}
-    uvicorn = {key: str(path) for key, path in tls.items() if path is not None}
-    _check_tls(uvicorn)
+    if max_upload_gb <= 0:
+        raise UserError(f"--max-upload-gb must be above 0, but got {max_upload_gb}")
+    options = ServerOptions(
+        database,
+        artifacts,
+        host,
+        port,
+        uvicorn=_tls(ssl_keyfile, ssl_certfile, ssl_ca_certs),
+        max_upload_bytes=int(max_upload_gb * 1e9),
+    )
     if shared:
-        _serve_shared(host, port, Shared(home, postgres, postgres_port, allowed_hosts), uvicorn)
+        _serve_shared(options, Shared(home, postgres, postgres_port, allowed_hosts))
     else:
-        _serve_here(ServerOptions(database, artifacts, host, port, uvicorn=uvicorn))
+        _serve_here(options)
     print("stopped")
 
 
-def _check_tls(uvicorn: dict[str, str]) -> None:
-    if missing := [path for path in uvicorn.values() if not Path(path).is_file()]:
+def _tls(keyfile: Path | None, certfile: Path | None, ca_certs: Path | None) -> dict[str, Any]:
+    """Uvicorn's arguments."""
+    given = {"ssl_keyfile": keyfile, "ssl_certfile": certfile, "ssl_ca_certs": ca_certs}
+    files = {name: str(path) for name, path in given.items() if path is not None}
+    if missing := [path for path in files.values() if not Path(path).is_file()]:
         raise UserError(f"files for TLS must exist, but {', '.join(missing)} does not")
-    if uvicorn and not {"ssl_keyfile", "ssl_certfile"} <= set(uvicorn):
+    if files and not {"ssl_keyfile", "ssl_certfile"} <= set(files):
         raise UserError("TLS takes both --ssl-keyfile and --ssl-certfile")
+    if not files:
+        return {}
+    try:
+        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=ca_certs).load_cert_chain(
+            files["ssl_certfile"], files["ssl_keyfile"], password=""
+        )
+    except (OSError, ValueError) as error:
+        raise UserError(
+            "TLS takes a private key without a passphrase, the certificate for it and, as"
+            f" --ssl-ca-certs, certificates, all as PEM, but {', '.join(files.values())}: {error}"
+        ) from error
+    # Without this the names of those who sign would be taken and nobody be asked.
+    return files | ({"ssl_cert_reqs": ssl.CERT_REQUIRED} if ca_certs else {})
 
 
 def _serve_here(options: ServerOptions) -> None:
@@ -148,56 +174,50 @@ def _serve_here(options: ServerOptions) -> None:
         serve(options, taken, when_ready)
 
 
-def _serve_shared(host: str, port: int, options: Shared, uvicorn: dict[str, str]) -> None:
-    if host not in ("127.0.0.1", "localhost", "::1") and not uvicorn:
+def _serve_shared(options: ServerOptions, shared: Shared) -> None:
+    host = options.host
+    if host not in ("127.0.0.1", "localhost", "::1") and not options.uvicorn:
         print("note: without TLS (--ssl-keyfile, --ssl-certfile) passwords travel in plain text")
     with (
-        listen(host, port) as taken,
-        open_home(options.home.expanduser()) as home,
-        _databases(home, host, options) as server,
+        listen(host, options.port) as taken,
+        open_home(shared.home.expanduser()) as home,
+        _databases(home, host, shared) as server,
     ):
-        name = (options.allowed_hosts or "").split(",")[0].partition(":")[0]
+        name = (shared.allowed_hosts or "").split(",")[0].partition(":")[0]
         name = name if name and "*" not in name else _reachable(host)
-        here = _address(name, taken.getsockname()[1], uvicorn)
+        here = _address(name, taken.getsockname()[1], options.uvicorn)
         storage = server.set(drivername="postgresql", database=STUDIES)
-        if not options.postgres:
+        if not shared.postgres:
             storage = storage.set(host=name, username=STUDIES)
 
         def when_ready() -> None:
-            lines = home.write_user_files(here, storage, with_password=not options.postgres)
+            lines = home.write_user_files(here, storage, with_password=not shared.postgres)
             print(f"MLflow is ready at {here} (Ctrl-C stops it)")
             if home.is_new:
                 print("its users export, shown this once:\n")
                 print("\n".join(lines), end="\n\n")
             print(f"what users export stands in {home.folder / 'users.env'}", flush=True)
 
-        environment = home.environment(
-            _render(server, AUTH), _with_ports(options.allowed_hosts) or default_hosts()
+        hosts = _with_ports(shared.allowed_hosts) or default_hosts()
+        served = replace(
+            options,
+            database=_render(server, MLFLOW),
+            artifacts=home.folder / "artifacts",
+            environment=home.environment(_render(server, AUTH), hosts),
+            with_passwords=True,
         )
-        serve(
-            ServerOptions(
-                database=_render(server, MLFLOW),
-                artifacts=home.folder / "artifacts",
-                host=host,
-                port=port,
-                environment=environment,
-                uvicorn=uvicorn,
-                with_passwords=True,
-            ),
-            taken,
-            when_ready,
-        )
+        serve(served, taken, when_ready)
 
 
 @contextmanager
-def _databases(home: Home, host: str, options: Shared) -> Iterator[URL]:
+def _databases(home: Home, host: str, shared: Shared) -> Iterator[URL]:
     """The PostgreSQL of a shared server while the body runs: its address, as MLflow's role."""
-    if options.postgres:
-        server = existing_server(options.postgres)
+    if shared.postgres:
+        server = existing_server(shared.postgres)
         ensure_databases(server)
         yield server
         return
-    place = home.place(host, options.postgres_port)
+    place = home.place(host, shared.postgres_port)
     os.environ["PGPASSFILE"] = str(home.write_passfile(place.port))
     with running(place, home.secrets.superuser, home.databases()):
         yield URL.create("postgresql+psycopg", MLFLOW, host="127.0.0.1", port=place.port)
@@ -221,86 +241,88 @@ def _address(host: str, port: int, uvicorn: Mapping[str, Any]) -> str:
     return f"{'https' if uvicorn else 'http'}://{shown}:{port}"
 
 
-IsShared = Annotated[bool, typer.Option("--shared", help="The databases of a shared server.")]
-ServedDatabase = Annotated[str, typer.Option(help="MLflow's, without --shared.")]
-StudyDatabase = Annotated[
-    str, typer.Option(envvar="LZSWEEP_STORAGE", help="That of the studies, without --shared.")
-]
-Archive = Annotated[Path, typer.Argument(metavar="FILE", help="The archive (tar).")]
+@dataclass(frozen=True)
+class _Saved:
+    """The databases that are saved and put back: two SQLite files, or a shared server's."""
+
+    shared: Shared | None
+    database: str
+    storage: str
+
+    def save(self, target: Path) -> str:
+        """Save both databases, MLflow's and that of the studies, while they are used or not."""
+        if self.shared:
+            with _all_databases(self.shared) as urls:
+                saved = back_up_databases(urls, target)
+        else:
+            saved = back_up_files(self._files(), target)
+        return f"{target}: {', '.join(saved)}; uploaded files are no part of it"
+
+    def put_back(self, source: Path) -> str:
+        """Put both databases back as `backup` found them; a shared server must be stopped."""
+        if self.shared:
+            with _all_databases(self.shared, alone=True) as urls:
+                back = restore_databases(source, urls)
+        else:
+            back = restore_files(source, self._files())
+        return f"restored {', '.join(back)} from {source}"
+
+    def _files(self) -> dict[str, Path]:
+        files = {}
+        for name, url in ((MLFLOW, self.database), (STUDIES, self.storage)):
+            if not url.startswith("sqlite:///"):
+                raise UserError(
+                    f"without --shared databases are SQLite files, but got {redact(url)}"
+                )
+            files[name] = Path(url.removeprefix("sqlite:///"))
+        return files
 
 
-@serve_app.command(
-    epilog="Examples:  lzsweep serve backup monday.tar   |   lzsweep serve backup x.tar --shared"
-)
-def backup(
-    file: Archive,
-    shared: IsShared = False,
-    home: HomeFolder = HOME,
-    postgres: Postgres = None,
-    postgres_port: PostgresPort = POSTGRES_PORT,
-    database: ServedDatabase = DATABASE,
-    storage: StudyDatabase = STORAGE,
-) -> None:
-    """Save both databases, MLflow's and that of the studies, while they are used or not."""
-    if shared:
-        with _all_databases(Shared(home, postgres, postgres_port, None)) as urls:
-            saved = back_up_databases(urls, file)
-    else:
-        saved = back_up_files(_files(database, storage), file)
-    print(f"{file}: {', '.join(saved)}; uploaded files are no part of it")
+def _add_command(name: str, act: Callable[[_Saved, Path], str]) -> None:
+    def command(
+        file: Annotated[Path, typer.Argument(metavar="FILE", help="The archive (tar).")],
+        shared: Annotated[
+            bool, typer.Option("--shared", help="The databases of a shared server.")
+        ] = False,
+        home: HomeFolder = HOME,
+        postgres: Postgres = None,
+        postgres_port: PostgresPort = POSTGRES_PORT,
+        database: Annotated[str, typer.Option(help="MLflow's, without --shared.")] = MLFLOW_FILE,
+        storage: Annotated[
+            str,
+            typer.Option(envvar="LZSWEEP_STORAGE", help="That of the studies, without --shared."),
+        ] = STUDIES_FILE,
+    ) -> None:
+        options = Shared(home, postgres, postgres_port) if shared else None
+        print(act(_Saved(options, database, storage), file))
+
+    examples = f"lzsweep serve {name} monday.tar   |   lzsweep serve {name} x.tar --shared"
+    serve_app.command(name, help=act.__doc__, epilog=f"Examples:  {examples}")(command)
 
 
-@serve_app.command(
-    epilog="Examples:  lzsweep serve restore monday.tar   |   lzsweep serve restore x.tar --shared"
-)
-def restore(
-    file: Archive,
-    shared: IsShared = False,
-    home: HomeFolder = HOME,
-    postgres: Postgres = None,
-    postgres_port: PostgresPort = POSTGRES_PORT,
-    database: ServedDatabase = DATABASE,
-    storage: StudyDatabase = STORAGE,
-) -> None:
-    """Put both databases back as `backup` found them; a shared server must be stopped."""
-    if shared:
-        with _all_databases(Shared(home, postgres, postgres_port, None), alone=True) as urls:
-            back = restore_databases(file, urls)
-    else:
-        back = restore_files(file, _files(database, storage))
-    print(f"restored {', '.join(back)} from {file}")
-
-
-def _files(*urls: str) -> dict[str, Path]:
-    files = {}
-    for name, url in zip((MLFLOW, STUDIES), urls, strict=True):
-        if not url.startswith("sqlite:///"):
-            raise UserError(f"without --shared databases are SQLite files, but got {redact(url)}")
-        files[name] = Path(url.removeprefix("sqlite:///"))
-    return files
+_add_command("backup", _Saved.save)
+_add_command("restore", _Saved.put_back)
 
 
 @contextmanager
-def _all_databases(options: Shared, *, alone: bool = False) -> Iterator[dict[str, str]]:
+def _all_databases(shared: Shared, *, alone: bool = False) -> Iterator[dict[str, str]]:
     """The addresses of a shared server's databases; ours is started where it does not run."""
-    home = options.home.expanduser()
-    if not (home / "secrets.json").exists() and not options.postgres:
+    home = shared.home.expanduser()
+    if not (home / "secrets.json").exists() and not shared.postgres:
         raise UserError(f"a shared server's folder must exist, but {home} is none; set --home")
-    is_served = not options.postgres and is_open(home)
+    is_served = not shared.postgres and is_open(home)
     if is_served and alone:
         raise UserError(f"the server of {home} must be stopped first, but it runs")
     if is_served:
         os.environ["PGPASSFILE"] = str(home / "pgpass")
-        own = URL.create(
-            "postgresql+psycopg", MLFLOW, host="127.0.0.1", port=options.postgres_port
-        )
+        own = URL.create("postgresql+psycopg", MLFLOW, host="127.0.0.1", port=shared.postgres_port)
         yield _owned(own)
-    elif options.postgres:
-        server = existing_server(options.postgres)
+    elif shared.postgres:
+        server = existing_server(shared.postgres)
         ensure_databases(server)
         yield {name: _render(server, name) for name in (MLFLOW, AUTH, STUDIES)}
     else:
-        with open_home(home) as opened, _databases(opened, "127.0.0.1", options) as server:
+        with open_home(home) as opened, _databases(opened, "127.0.0.1", shared) as server:
             yield _owned(server)
 
 

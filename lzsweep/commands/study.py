@@ -12,7 +12,16 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from lzsweep.commands import Format, Output, app, print_json
+from lzsweep.commands import (
+    MLFLOW_FILE,
+    STUDIES_FILE,
+    Format,
+    Output,
+    Storage,
+    Tracking,
+    app,
+    print_json,
+)
 from lzsweep.errors import UserError
 from lzsweep.sweep.finish import STOPPED_BY_HAND, finish_study
 from lzsweep.sweep.progress import show_progress
@@ -22,6 +31,7 @@ from lzsweep.sweep.report import (
     describe,
     describe_best,
     make_console,
+    say_again,
     trial_table,
     write_best,
 )
@@ -31,9 +41,7 @@ from lzsweep.sweep.studies import list_studies, open_study
 from lzsweep.sweep.study import Study
 from lzsweep.tracking.delivery import sync as deliver_all
 
-Storage = Annotated[str, typer.Option(envvar="LZSWEEP_STORAGE", help="URL of the study database.")]
 Name = Annotated[str, typer.Argument(metavar="STUDY", help="Name of the study; see `list`.")]
-SQLITE = "sqlite:///lzsweep.db"
 LOG_LINES = 30
 
 
@@ -41,7 +49,7 @@ LOG_LINES = 30
     "list",
     epilog="Examples:  lzsweep list   |   lzsweep list --format json",
 )
-def list_command(storage: Storage = SQLITE, format: Output = Format.table) -> None:
+def list_command(storage: Storage = STUDIES_FILE, format: Output = Format.table) -> None:
     """List the studies of a database, newest first."""
     must_exist(storage)
     studies = list_studies(storage)
@@ -62,13 +70,16 @@ def list_command(storage: Storage = SQLITE, format: Output = Format.table) -> No
     for column in ("study", *STATES, "of", "best"):
         table.add_column(column, justify="left" if column in ("study", "best") else "right")
     for study, row in zip(studies, data, strict=True):
-        values = "".join(
+        front = study.best()
+        found = "".join(
             f"{m}={v:.4f} "
-            for t in study.best()[:1]
+            for t in front[:1]
             for m, v in zip(study.record.metrics, t.values or (), strict=True)
         )
+        if len(study.record.metrics) > 1:
+            found = f"front of {len(front)}"
         counts = [str(n) for n in count_states(study.trials()).values()]
-        table.add_row(study.name, *counts, str(row["n_trials"]), values)
+        table.add_row(study.name, *counts, str(row["n_trials"]), found)
     make_console().print(table)
 
 
@@ -78,7 +89,7 @@ def status(
     trial: Annotated[
         int | None, typer.Option(help="Show this trial and the end of its own log.")
     ] = None,
-    storage: Storage = SQLITE,
+    storage: Storage = STUDIES_FILE,
     format: Output = Format.table,
 ) -> None:
     """Show the trials of a study: state, parameters, values, learning curve, folder."""
@@ -103,7 +114,7 @@ def status(
 
 
 @app.command(epilog="Examples:  lzsweep best demo   |   lzsweep best demo --format json")
-def best(study: Name, storage: Storage = SQLITE, format: Output = Format.table) -> None:
+def best(study: Name, storage: Storage = STUDIES_FILE, format: Output = Format.table) -> None:
     """Show the best trial (or the Pareto front) and the command that trains it again."""
     must_exist(storage)
     opened = open_study(storage, study)
@@ -116,7 +127,7 @@ def best(study: Name, storage: Storage = SQLITE, format: Output = Format.table) 
     console = make_console()
     console.print(trial_table(opened, trials))
     if command := write_best(opened):
-        console.print(f"train it again: {command}", soft_wrap=True, markup=False)
+        console.print(f"{say_again(opened.record)}: {command}", soft_wrap=True, markup=False)
 
 
 @app.command(epilog="Examples:  lzsweep sync   |   lzsweep sync /data/me/multirun/demo")
@@ -124,9 +135,7 @@ def sync(
     folders: Annotated[
         list[Path] | None, typer.Argument(help="Folders to look in; else multirun and outputs.")
     ] = None,
-    uri: Annotated[
-        str, typer.Option(envvar="MLFLOW_TRACKING_URI", help="The MLflow server.")
-    ] = "sqlite:///mlflow.db",
+    uri: Tracking = MLFLOW_FILE,
 ) -> None:
     """Deliver to MLflow what runs logged while the server did not answer."""
     roots = folders or [Path("multirun"), Path("outputs")]
@@ -165,7 +174,7 @@ def _show_trial(study: Study, number: int, format: Format) -> None:
 
 
 @app.command(epilog="Examples:  lzsweep watch demo   |   lzsweep watch demo > progress.log")
-def watch(study: Name, storage: Storage = SQLITE) -> None:
+def watch(study: Name, storage: Storage = STUDIES_FILE) -> None:
     """Show live how a study goes, whoever started it, until it ends; Ctrl-C only leaves."""
     must_exist(storage)
     opened = open_study(storage, study)
@@ -175,7 +184,7 @@ def watch(study: Name, storage: Storage = SQLITE) -> None:
 
 
 @app.command(epilog="Examples:  lzsweep stop demo   |   lzsweep stop demo && lzsweep resume demo")
-def stop(study: Name, storage: Storage = SQLITE) -> None:
+def stop(study: Name, storage: Storage = STUDIES_FILE) -> None:
     """Stop a study wherever it runs: its trials write checkpoints, `resume` goes on from there."""
     must_exist(storage)
     opened = open_study(storage, study)
@@ -200,7 +209,7 @@ def resume(
     overrides: Annotated[
         list[str] | None, typer.Argument(help="Overrides of this time, such as study.n_trials=40.")
     ] = None,
-    storage: Storage = SQLITE,
+    storage: Storage = STUDIES_FILE,
 ) -> None:
     """Go on with a study: the command that began it, typed again in its folder."""
     must_exist(storage)

@@ -38,6 +38,8 @@ from lzsweep.sweep.record import Record
 from lzsweep.sweep.report import (
     make_console,
     overhead_s,
+    ranked,
+    say_again,
     show_params,
     show_seeds,
     write_best,
@@ -316,13 +318,14 @@ class Controller:
             f"{study.name}: {n_finished} of {study.n_trials} trials finished ({states or 'none'})"
             + (f", {extra:.2f} s overhead a trial" if extra is not None else "")
         )
-        for trial in study.best():
+        word = "best" if len(study.record.metrics) == 1 else "front"
+        for trial in ranked(study.record, study.best()):
             values = " ".join(
                 f"{m}={v:.4f}"
                 for m, v in zip(study.record.metrics, trial.values or (), strict=True)
             )
             words = (
-                f"best: #{trial.number}",
+                f"{word}: #{trial.number}",
                 values,
                 show_params(trial.params),
                 show_seeds(trial),
@@ -334,7 +337,7 @@ class Controller:
                     f"      val/policy_top1={top1:.4f}, {chance:.0f} times chance (1/{N_MOVES})"
                 )
         if command := write_best(study):
-            self._say(f"train it again: {command}")
+            self._say(f"{say_again(study.record)}: {command}")
         if study.record.parent_run_id:
             self._say(_how_to_look(study))
         if done or study.stopped():

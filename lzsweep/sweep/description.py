@@ -15,7 +15,7 @@ from urllib.parse import quote
 
 from lzsweep.sweep.findings import Findings
 from lzsweep.sweep.record import Trial
-from lzsweep.sweep.report import count_states, show_params
+from lzsweep.sweep.report import count_states, ranked, say_again, show_params
 from lzsweep.tracking.client import connect, reason
 from lzsweep.tracking.outbox import run_id_of
 
@@ -63,14 +63,13 @@ def absolute(links: dict[str, str], uri: str) -> dict[str, str]:
 def run_ids(findings: Findings) -> list[str]:
     """The runs of the trials, the best first."""
     folder = Path(findings.record.folder)
-    ids = [t.run_id or run_id_of(folder / str(t.number)) for t in ranked(findings)]
+    ids = [t.run_id or run_id_of(folder / str(t.number)) for t in best_first(findings)]
     return [run for run in ids if run]
 
 
-def ranked(findings: Findings) -> list[Trial]:
+def best_first(findings: Findings) -> list[Trial]:
     """The trials, the best first, then those without a value."""
-    sign = 1 if findings.record.directions[0] == "minimize" else -1
-    complete = sorted(findings.completed, key=lambda t: sign * (t.values or (0.0,))[0])
+    complete = ranked(findings.record, findings.completed)
     best = [t for t in complete if t.number in findings.best]
     others = [t for t in complete if t.number not in findings.best]
     return [*best, *others, *(t for t in findings.trials if t.state != "complete")]
@@ -89,8 +88,8 @@ def write_description(findings: Findings, links: dict[str, str]) -> str:
         " among the artifacts.",
         "\n".join(f"* {_code(name)}: {_code(text)}" for name, text in record.space.items()),
         _table(findings),
-        "Sweep again: " + _code(findings.command),
-        f"Train the best again: {_code(findings.again)}" if findings.again else "",
+        "To sweep again: " + _code(findings.command),
+        f"To {say_again(record)}: {_code(findings.again)}" if findings.again else "",
     ]
     return "\n\n".join(part for part in parts if part)
 
@@ -99,7 +98,7 @@ def _table(findings: Findings) -> str:
     metrics = findings.record.metrics
     rows = ["| # | state | " + " | ".join(map(_code, metrics)) + " | parameters |"]
     rows.append("|---|---|" + "---|" * (len(metrics) + 1))
-    trials = ranked(findings)
+    trials = best_first(findings)
     for trial in trials[:MAX_ROWS]:
         values = [f"{v:.4f}" for v in trial.values or ()] or [""] * len(metrics)
         mark = "**" if trial.number in findings.best else ""

@@ -115,7 +115,7 @@ def _in_a_process(findings: Findings, folder: Path, links: dict[str, str]) -> No
 
 
 def _texts(findings: Findings) -> dict[str, Any]:
-    from lzsweep.sweep.report import count_states, show_value
+    from lzsweep.sweep.report import count_states, say_again, show_value
 
     record = findings.record
     counts = count_states(findings.trials)
@@ -126,6 +126,7 @@ def _texts(findings: Findings) -> dict[str, Any]:
         "summary": f"{states or 'no trial yet'}; {findings.n_trials} trials wanted",
         "objectives": list(zip(record.metrics, record.directions, strict=True)),
         "code": sorted((k.rpartition(".")[2], v) for k, v in record.code.items()),
+        "again": say_again(record),
         "names": names,
         "rows": [
             _row(findings, trial, [show_value(trial.params.get(n, "")) for n in names])

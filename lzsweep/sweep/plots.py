@@ -335,6 +335,7 @@ def _curves(findings: Findings, n: int) -> Figure:
         "failed": {"ls": ":", "lw": 1.2},
         "running": {"lw": 1.2},
     }
+    front = "front" if len(findings.record.metrics) > 1 else ""
     labelled = set()
     for trial in findings.trials:
         curve = sorted((s, v) for s, v in curves[trial.number].items() if math.isfinite(v))
@@ -342,7 +343,7 @@ def _curves(findings: Findings, n: int) -> Figure:
             continue
         is_best = trial.number in findings.best
         look = {"lw": 2.4, "color": "black", "zorder": 3} if is_best else looks[trial.state]
-        label = f"best: #{trial.number}" if is_best else trial.state
+        label = (front or f"best: #{trial.number}") if is_best else trial.state
         steps, values = zip(*curve, strict=True)
         axes.plot(
             steps,

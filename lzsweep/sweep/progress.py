@@ -22,7 +22,7 @@ REFRESH_S = 1.0
 @contextmanager
 def show_progress(study: Study, console: Console) -> Iterator[None]:
     """Show how a study goes, from a thread, while the body runs."""
-    view = _Live(study, console) if console.is_terminal else _Lines(study, console)
+    view = LiveTable(study, console) if console.is_terminal else _Lines(study, console)
     done = threading.Event()
 
     def loop() -> None:
@@ -80,7 +80,7 @@ class _Lines:
         return f"{head}{values}{took}{reason} [{n_done}/{self._study.n_trials}]"
 
 
-class _Live(Live):
+class LiveTable(Live):
     """The table, a bar with the time left, and the best so far."""
 
     def __init__(self, study: Study, console: Console) -> None:

@@ -22,6 +22,7 @@ from typing import Any, Literal
 
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from lzsweep.config import COSTS
 from lzsweep.errors import UserError
 from lzsweep.sweep.space import Value, shown_params
 from lzsweep.sweep.standing import Climb
@@ -100,6 +101,11 @@ class Record:
     rung: float = 1.0
     seeds: int = 1
     data: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def lead(self) -> int:
+        """Which objective ranks a front: the first that is no cost, as for checkpoints."""
+        return next((n for n, metric in enumerate(self.metrics) if metric not in COSTS), 0)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Record:

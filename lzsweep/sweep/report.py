@@ -17,7 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from lzsweep.config import make_loader
-from lzsweep.sweep.record import STATES, Trial
+from lzsweep.sweep.record import STATES, Record, Trial
 from lzsweep.sweep.study import Study
 from lzsweep.tracking.outbox import run_id_of
 
@@ -102,12 +102,13 @@ def trial_table(study: Study, trials: Sequence[Trial], n_rows: int | None = None
     table.add_column("", overflow="ellipsis", no_wrap=True)
     shown = _latest(trials, n_rows) if n_rows else trials
     best = {t.number for t in study.best()}
+    word = "best" if len(record.metrics) == 1 else "front"
     signs = [1 if d == "minimize" else -1 for d in record.directions]
     for trial in shown:
         values = trial.values or _best_so_far(trial, signs)
         cells = [f"{v:.4f}" for v in values] or [""]
         notes = (
-            "best" if trial.number in best else "",
+            word if trial.number in best else "",
             show_seeds(trial),
             *trial.reason.splitlines()[:1],
         )
@@ -192,10 +193,24 @@ def overhead_s(trials: Sequence[Trial]) -> float | None:
     return idle_s / len(done) if done else None
 
 
+def ranked(record: Record, trials: Sequence[Trial]) -> list[Trial]:
+    """Complete trials, the best first: by the objective that leads, ties by their numbers."""
+    sign = 1 if record.directions[record.lead] == "minimize" else -1
+    complete = [t for t in trials if t.values]
+    return sorted(complete, key=lambda t: (sign * (t.values or ())[record.lead], t.number))
+
+
+def say_again(record: Record) -> str:
+    """What the command of `write_best` does."""
+    if len(record.metrics) == 1:
+        return "train it again"
+    return f"train the front's best in {record.metrics[record.lead]} again"
+
+
 def write_best(study: Study) -> str:
     """Write `FOLDER/best/best.yaml`, a config that trains the best trial again.
 
-    For several objectives it is the front's trial that is best in the first.
+    For several objectives it is the first of `ranked`.
 
     Returns:
         The command that trains it; empty while no trial is complete.
@@ -204,8 +219,7 @@ def write_best(study: Study) -> str:
     if not best:
         return ""
     record = study.record
-    sign = 1 if record.directions[0] == "minimize" else -1
-    trial = min(best, key=lambda t: sign * (t.values or (0.0,))[0])
+    trial = ranked(record, best)[0]
     values = ", ".join(
         f"{m}={v:.6g}" for m, v in zip(record.metrics, trial.values or (), strict=True)
     )

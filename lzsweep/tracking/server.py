@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from lzsweep.errors import TrackingError, UserError
 from lzsweep.tracking.client import reason, sqlite_file
+from lzsweep.tracking.limit import LimitBodies
 
 if TYPE_CHECKING:
     import uvicorn
@@ -36,6 +37,8 @@ SETTINGS = {
     "proxy": "_MLFLOW_SERVER_SERVE_ARTIFACTS",
 }
 """What we tell MLflow -> the variable that its application reads."""
+
+MAX_UPLOAD_BYTES = 5 * 10**9
 
 _PROXIED = "mlflow-artifacts:/"
 _STOP_S = 10
@@ -54,6 +57,7 @@ class ServerOptions:
         environment: further variables for MLflow, such as those of its authentication.
         uvicorn: further arguments of `uvicorn.Config`, such as those for TLS.
         with_passwords: whether MLflow's basic authentication guards it.
+        max_upload_bytes: limit of a file that a client uploads.
     """
 
     database: str
@@ -63,6 +67,7 @@ class ServerOptions:
     environment: Mapping[str, str] = field(default_factory=dict)
     uvicorn: Mapping[str, Any] = field(default_factory=dict)
     with_passwords: bool = False
+    max_upload_bytes: int = MAX_UPLOAD_BYTES
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -102,7 +107,7 @@ def serve(options: ServerOptions, taken: socket.socket, when_ready: Callable[[],
         UserError: the database is none of MLflow's, or one of another version.
     """
     check_database(options.database)
-    app = _make_app(options)
+    app = LimitBodies(_make_app(options), options.max_upload_bytes)
     import uvicorn
 
     class Server(uvicorn.Server):

@@ -102,3 +102,24 @@ def test_the_report_opens_among_the_artifacts(
     inside.get_by_role("heading", name=STUDY).wait_for()
     assert inside.get_by_alt_text("Learning curves").count() == 1
     page.screenshot(path=SCREENSHOTS / "report.png")
+
+
+def test_signs_of_html_are_shown_as_text(server: Served, page: Page) -> None:
+    client = MlflowClient(server.uri)
+    experiment = client.create_experiment(
+        "html", tags={"mlflow.experimentKind": "custom_model_development"}
+    )
+    nasty = "<img src=x onerror=alert('%s')>"  # a dialog would fail the test
+    run = client.create_run(experiment, run_name=nasty % "name").info.run_id
+    client.log_param(run, "param", nasty % "param")
+    client.log_param(run, "long", "long " * 1200)
+    client.set_tag(run, "tag", nasty % "tag")
+    client.set_tag(run, "mlflow.note.content", f"a note {nasty % 'note'} that ends")
+    page.goto(f"{server.uri}/#/experiments/{experiment}/runs?workflowType=machine_learning")
+    page.get_by_role("link", name=nasty % "name").wait_for()
+    page.goto(f"{server.uri}/#/experiments/{experiment}/runs/{run}?workflowType=machine_learning")
+    for what in ("name", "param", "tag"):
+        page.get_by_text(nasty % what).first.wait_for()
+    page.get_by_text("that ends").first.wait_for()
+    assert page.locator("img[onerror]").count() == 0
+    page.screenshot(path=SCREENSHOTS / "html.png")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import datetime, timedelta
+from pathlib import Path
 
 import pytest
 
-from lzsweep.sweep.report import overhead_s, show_seconds, sparkline
+from lzsweep.sweep.report import overhead_s, ranked, say_again, show_seconds, sparkline
 from tests.sweep.test_budget import trial
+from tests.sweep.test_page import record
 
 BEGAN = datetime(2026, 1, 1)
 
@@ -31,6 +33,27 @@ def test_overhead_is_what_no_training_filled_in_each_slot() -> None:
     ]
     assert overhead_s(trials) == pytest.approx((3 + 0 + 2) / 4)  # type: ignore[arg-type]
     assert overhead_s([]) is None
+
+
+def test_the_cheapest_of_a_front_is_not_its_best(tmp_path: Path) -> None:
+    metrics = ("cost/flops", "val/policy_loss", "val/policy_top1")
+    kept = record(tmp_path, metrics=metrics, directions=("minimize", "minimize", "maximize"))
+    values = {
+        0: (9.0, 4.1, 0.1),
+        1: (1.0, 5.0, 0.2),
+        2: (9.0, 4.1, 0.3),
+        3: None,
+        4: (5.0, 4.2, 0.1),
+    }
+    trials = [replace(trial(number, 1.0), values=found) for number, found in values.items()]
+    assert [t.number for t in ranked(kept, trials)] == [0, 2, 4, 1]
+    assert say_again(kept) == "train the front's best in val/policy_loss again"
+    costs = record(tmp_path, metrics=("cost/flops", "cost/train_s"), directions=("minimize",) * 2)
+    assert [t.number for t in ranked(costs, trials)] == [1, 4, 0, 2]
+    most = record(tmp_path, metrics=("val/policy_top1",), directions=("maximize",))
+    top1 = [replace(t, values=t.values and t.values[2:]) for t in trials]
+    assert [t.number for t in ranked(most, top1)] == [2, 1, 0, 4]
+    assert say_again(most) == "train it again"
 
 
 def test_a_curve_in_a_cell_and_a_time() -> None:

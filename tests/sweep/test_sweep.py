@@ -209,7 +209,11 @@ def test_several_objectives_end_in_a_front(cli: Cli, work: Path) -> None:
             o["values"][0] < policy_loss and o["values"][1] > top5 for o in status["trials"]
         )
         assert not (beaten and trial in status["best"])
-    assert out.count("best: #") == len(status["best"]) >= 1
+    assert out.count("front: #") == len(status["best"]) >= 1
+    assert "train the front's best in val/policy_loss again: lzsweep" in out
+    code, listed, err = cli("list")
+    assert code == 0, err
+    assert f"front of {len(status['best'])}" in listed
 
 
 def test_a_budget_once_given_stays(cli: Cli) -> None:

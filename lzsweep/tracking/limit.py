@@ -1,0 +1,117 @@
+"""How much one request may bring, in front of MLflow's application.
+
+A file goes through the artifact proxy to the disk as it comes; everything else MLflow reads whole
+into memory before it asks for a password. Neither has an end of its own. A body that is too long
+is refused by status 413 with a text in MLflow's own form, and nothing of it is kept.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import Awaitable, Callable, MutableMapping
+from contextlib import suppress
+from typing import Any
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Message, Receive, Send], Awaitable[None]]
+
+MESSAGE_BYTES = 64 * 2**20
+"""Limit of what is no file. MLflow's own largest message, a batch, has about a megabyte."""
+DRAIN_S = 60.0
+"""Time in which the rest of a refused body may come and is dropped."""
+
+_FILES = re.compile(r"/(ajax-)?api/2\.0/mlflow-artifacts/artifacts/")
+
+
+class _TooLong(Exception):
+    """A body has more bytes than it may have."""
+
+
+class LimitBodies:
+    """An ASGI application that hands on what is short enough.
+
+    Args:
+        app: the application behind it.
+        file_bytes: limit of a file.
+    """
+
+    def __init__(self, app: App, file_bytes: int) -> None:
+        self._app = app
+        self._file_bytes = file_bytes
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Serve one connection, as ASGI has it."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        is_file = scope["method"] == "PUT" and _FILES.match(scope["path"]) is not None
+        limit = self._file_bytes if is_file else MESSAGE_BYTES
+        if _announced(scope) > limit:
+            await _refuse(limit, is_file, receive, send)
+            return
+        meter = _Meter(limit, receive, send)
+        try:
+            await self._app(scope, meter.receive, meter.send)
+        except Exception:
+            if not meter.is_over:
+                raise
+        if meter.is_over and not meter.has_answered:
+            await _refuse(limit, is_file, receive, send)
+
+
+class _Meter:
+    """Counts a body that does not say its length, and ends it where it is too long."""
+
+    def __init__(self, limit: int, receive: Receive, send: Send) -> None:
+        self._limit = limit
+        self._receive = receive
+        self._send = send
+        self._taken = 0
+        self.is_over = False
+        self.has_answered = False
+
+    async def receive(self) -> Message:
+        if self.is_over:
+            raise _TooLong
+        message = await self._receive()
+        self._taken += len(message.get("body", b""))
+        if self._taken > self._limit:
+            self.is_over = True
+            raise _TooLong  # not an early end: MLflow would take what it has for the whole
+        return message
+
+    async def send(self, message: Message) -> None:
+        if self.is_over and not self.has_answered:
+            return  # MLflow answers our exception with "internal error"
+        self.has_answered = True
+        await self._send(message)
+
+
+def _announced(scope: Message) -> int:
+    values = [value for name, value in scope["headers"] if name == b"content-length"]
+    return int(values[0]) if values and values[0].isdigit() else 0
+
+
+async def _refuse(limit: int, is_file: bool, receive: Receive, send: Send) -> None:
+    what = "an uploaded file" if is_file else "a request"
+    how = "; see --max-upload-gb of `lzsweep serve`" if is_file else ""
+    text = f"{what} must have at most {limit:,} bytes here, but this one has more{how}"
+    body = json.dumps({"error_code": "INVALID_PARAMETER_VALUE", "message": text}).encode()
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(body)).encode()),
+        (b"connection", b"close"),
+    ]
+    await send({"type": "http.response.start", "status": 413, "headers": headers})
+    await send({"type": "http.response.body", "body": body, "more_body": True})
+    # Many clients read no answer before they have sent all of it, and a connection that is closed
+    # before looks to them like a network that failed, so that they try again.
+    with suppress(TimeoutError):
+        async with asyncio.timeout(DRAIN_S):
+            while (await receive()).get("more_body", False):
+                pass
+    await send({"type": "http.response.body", "body": b"", "more_body": False})
