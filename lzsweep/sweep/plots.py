@@ -31,6 +31,7 @@ MAX_PARAMETERS = 12
 MAX_SLOTS = 60
 MAX_TICKS = 7
 _DPI = 110
+_PLAIN = ticker.FuncFormatter(lambda value, _: f"{value:g}")
 _COLORS = {
     "complete": "tab:blue",
     "pruned": "tab:orange",
@@ -219,7 +220,7 @@ def _set_ticks(axis: Axis, scale: str, values: Sequence[Any], n_ticks: int = MAX
     else:
         axis.set_major_locator(ticker.MaxNLocator(min(n_ticks, 4)))
     axis.set_minor_locator(ticker.NullLocator())
-    axis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_major_formatter(_PLAIN)
 
 
 def _apart(values: Sequence[int], n_ticks: int) -> list[int]:
@@ -266,6 +267,9 @@ def _parallel(findings: Findings, study: optuna.Study) -> Figure:
     axes.set_facecolor("white")
     axes.collections[0].set_cmap("viridis" if _wants_low(findings) else "viridis_r")
     axes.collections[0].set(alpha=0.8, linewidth=1.3)
+    colorbar = axes.collections[0].colorbar
+    if colorbar is not None:  # its own ticks are rounded until two are the same
+        colorbar.ax.yaxis.set_major_formatter(_PLAIN)
     names = [text.get_text() for text in axes.get_xticklabels()]  # in Optuna's own order
     labels = [_broken(f"{n} (log)" if findings.is_log(n) else n) for n in names]
     axes.set_xticks(range(len(names)), labels, rotation=0)

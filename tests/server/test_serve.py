@@ -50,6 +50,13 @@ def test_what_a_sweep_wrote_is_served(server: Served, cli: Cli) -> None:
     assert "Learning curves" in page.text
 
 
+def test_the_assistant_that_runs_commands_is_off(server: Served) -> None:
+    for path in ("config", "providers", "message"):
+        answer = requests.get(f"{server.uri}/ajax-api/3.0/mlflow/assistant/{path}", timeout=30)
+        assert answer.status_code == 403
+        assert "it runs shell commands as whoever serves" in answer.json()["message"]
+
+
 def test_a_report_is_drawn_again_and_goes_to_the_run(here: Cli, tmp_path: Path) -> None:
     folder = Path("multirun/late")
     drawn = (folder / "report/index.html").stat().st_mtime_ns

@@ -1,8 +1,12 @@
-"""How much one request may bring, in front of MLflow's application.
+"""The gate in front of MLflow's application: what no request may do, whoever sends it.
 
-A file goes through the artifact proxy to the disk as it comes; everything else MLflow reads whole
-into memory before it asks for a password. Neither has an end of its own. A body that is too long
-is refused by status 413 with a text in MLflow's own form, and nothing of it is kept.
+A body may be only so long. A file goes through the artifact proxy to the disk as it comes;
+everything else MLflow reads whole into memory before it asks for a password. Neither has an end of
+its own. What is too long is refused by status 413 with a text in MLflow's own form, and nothing of
+it is kept.
+
+MLflow's assistant stays shut. It runs shell commands as whoever serves, for everybody who comes
+from this machine: its other users, and all the world behind a tunnel or a proxy.
 """
 
 from __future__ import annotations
@@ -25,14 +29,15 @@ DRAIN_S = 60.0
 """Time in which the rest of a refused body may come and is dropped."""
 
 _FILES = re.compile(r"/(ajax-)?api/2\.0/mlflow-artifacts/artifacts/")
+_ASSISTANT = "/ajax-api/3.0/mlflow/assistant"
 
 
 class _TooLong(Exception):
     """A body has more bytes than it may have."""
 
 
-class LimitBodies:
-    """An ASGI application that hands on what is short enough.
+class Gate:
+    """An ASGI application that hands on to another what may pass.
 
     Args:
         app: the application behind it.
@@ -48,19 +53,26 @@ class LimitBodies:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        if scope["path"].startswith(_ASSISTANT):
+            text = "the assistant is off here: it runs shell commands as whoever serves"
+            await _refuse(403, "PERMISSION_DENIED", text, receive, send)
+            return
         is_file = scope["method"] == "PUT" and _FILES.match(scope["path"]) is not None
         limit = self._file_bytes if is_file else MESSAGE_BYTES
-        if _announced(scope) > limit:
-            await _refuse(limit, is_file, receive, send)
-            return
         meter = _Meter(limit, receive, send)
-        try:
-            await self._app(scope, meter.receive, meter.send)
-        except Exception:
+        if _announced(scope) <= limit:
+            try:
+                await self._app(scope, meter.receive, meter.send)
+            except Exception:
+                if not meter.is_over:
+                    raise
             if not meter.is_over:
-                raise
-        if meter.is_over and not meter.has_answered:
-            await _refuse(limit, is_file, receive, send)
+                return
+        if not meter.has_answered:
+            what = "an uploaded file" if is_file else "a request"
+            text = f"{what} must have at most {limit:,} bytes here, but this one has more"
+            text += "; see --max-upload-gb of `lzsweep serve`" if is_file else ""
+            await _refuse(413, "INVALID_PARAMETER_VALUE", text, receive, send)
 
 
 class _Meter:
@@ -96,17 +108,14 @@ def _announced(scope: Message) -> int:
     return int(values[0]) if values and values[0].isdigit() else 0
 
 
-async def _refuse(limit: int, is_file: bool, receive: Receive, send: Send) -> None:
-    what = "an uploaded file" if is_file else "a request"
-    how = "; see --max-upload-gb of `lzsweep serve`" if is_file else ""
-    text = f"{what} must have at most {limit:,} bytes here, but this one has more{how}"
-    body = json.dumps({"error_code": "INVALID_PARAMETER_VALUE", "message": text}).encode()
+async def _refuse(status: int, code: str, text: str, receive: Receive, send: Send) -> None:
+    body = json.dumps({"error_code": code, "message": text}).encode()
     headers = [
         (b"content-type", b"application/json"),
         (b"content-length", str(len(body)).encode()),
         (b"connection", b"close"),
     ]
-    await send({"type": "http.response.start", "status": 413, "headers": headers})
+    await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body, "more_body": True})
     # Many clients read no answer before they have sent all of it, and a connection that is closed
     # before looks to them like a network that failed, so that they try again.
