@@ -32,6 +32,7 @@ from lzsweep.sweep.report import (
     describe_best,
     make_console,
     say_again,
+    show_metric,
     trial_table,
     write_best,
 )
@@ -72,7 +73,7 @@ def list_command(storage: Storage = STUDIES_FILE, format: Output = Format.table)
     for study, row in zip(studies, data, strict=True):
         front = study.best()
         found = "".join(
-            f"{m}={v:.4f} "
+            f"{m}={show_metric(v)} "
             for t in front[:1]
             for m, v in zip(study.record.metrics, t.values or (), strict=True)
         )

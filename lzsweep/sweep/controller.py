@@ -40,6 +40,7 @@ from lzsweep.sweep.report import (
     overhead_s,
     ranked,
     say_again,
+    show_metric,
     show_params,
     show_seeds,
     write_best,
@@ -321,7 +322,7 @@ class Controller:
         word = "best" if len(study.record.metrics) == 1 else "front"
         for trial in ranked(study.record, study.best()):
             values = " ".join(
-                f"{m}={v:.4f}"
+                f"{m}={show_metric(v)}"
                 for m, v in zip(study.record.metrics, trial.values or (), strict=True)
             )
             words = (

@@ -15,7 +15,7 @@ from urllib.parse import quote
 
 from lzsweep.sweep.findings import Findings
 from lzsweep.sweep.record import Trial
-from lzsweep.sweep.report import count_states, ranked, say_again, show_params
+from lzsweep.sweep.report import count_states, ranked, say_again, show_metric, show_params
 from lzsweep.tracking.client import connect, reason
 from lzsweep.tracking.outbox import run_id_of
 
@@ -100,7 +100,7 @@ def _table(findings: Findings) -> str:
     rows.append("|---|---|" + "---|" * (len(metrics) + 1))
     trials = best_first(findings)
     for trial in trials[:MAX_ROWS]:
-        values = [f"{v:.4f}" for v in trial.values or ()] or [""] * len(metrics)
+        values = [show_metric(v) for v in trial.values or ()] or [""] * len(metrics)
         mark = "**" if trial.number in findings.best else ""
         cells = [f"{mark}{trial.number}{mark}", trial.state, *values]
         rows.append(f"| {' | '.join(cells)} | {_code(show_params(trial.params)[:200])} |")

@@ -138,7 +138,7 @@ def _texts(findings: Findings) -> dict[str, Any]:
 
 
 def _row(findings: Findings, trial: Trial, params: list[str]) -> dict[str, Any]:
-    from lzsweep.sweep.report import show_seconds
+    from lzsweep.sweep.report import show_metric, show_seconds
 
     seconds = None
     if trial.started and trial.finished:
@@ -148,7 +148,8 @@ def _row(findings: Findings, trial: Trial, params: list[str]) -> dict[str, Any]:
         "state": trial.state,
         "is_best": trial.number in findings.best,
         "params": params,
-        "results": [f"{v:.4f}" for v in trial.values or ()] or [""] * len(findings.record.metrics),
+        "results": [show_metric(v) for v in trial.values or ()]
+        or [""] * len(findings.record.metrics),
         "time": show_seconds(seconds),
         "attempts": trial.attempt,
     }

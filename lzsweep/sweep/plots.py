@@ -18,6 +18,7 @@ import optuna
 from matplotlib import pyplot, ticker
 from matplotlib.figure import Figure
 
+from lzsweep.config import COSTS
 from lzsweep.imports import stand_in
 from lzsweep.sweep.findings import Findings, utilisation
 from lzsweep.sweep.replica import make_replica
@@ -119,6 +120,8 @@ def _plots(findings: Findings) -> Iterator[_Plot]:
             "The objective over one parameter at a time; later trials are darker.",
             lambda n=n: _slices(findings, study, n),  # type: ignore[misc]
         )
+        if metric in COSTS:
+            continue  # the same at each validation
         yield _Plot(
             f"curves{end}",
             f"Learning curves{of}",
@@ -276,10 +279,9 @@ def _parallel(findings: Findings, study: optuna.Study) -> Figure:
     twins = figure.axes[-len(names) + 1 :]
     for name, twin in zip(names[1:], twins, strict=True):
         twin.grid(visible=False)
-        if not any(isinstance(v, str) for v in _values(findings, name)) and _in_all(
-            findings, name
-        ):
-            _set_ticks(twin.yaxis, twin.get_yscale(), _values(findings, name))
+        values = _values(findings, name)  # none of a further objective
+        if values and not any(isinstance(v, str) for v in values) and _in_all(findings, name):
+            _set_ticks(twin.yaxis, twin.get_yscale(), values)
         for tick in twin.get_yticklabels():
             tick.set_bbox({"facecolor": "white", "alpha": 0.75, "pad": 0.5, "edgecolor": "none"})
             tick.set_fontsize(8)
@@ -292,7 +294,7 @@ def _wants_low(findings: Findings) -> bool:
 
 def _in_all(findings: Findings, name: str) -> bool:
     # Optuna shows the trials that lack a parameter at a tick "None" of its own.
-    return name in findings.record.metrics or all(name in t.params for t in findings.completed)
+    return all(name in t.params for t in findings.completed)
 
 
 def _broken(name: str, width: int = 14) -> str:
@@ -313,6 +315,9 @@ def _pareto_front(findings: Findings, study: optuna.Study) -> Figure:
         raise Undrawable(f"a front of {len(metrics)} objectives has no picture, only the table")
     axes = plot_pareto_front(study, target_names=metrics)
     axes.set_title("")
+    handles, labels = axes.get_legend_handles_labels()
+    words = {"Trial": "complete", "Best Trial": "front"}  # of a front none is the best
+    axes.legend(handles, [words.get(label, label) for label in labels])
     if len(metrics) == 2:
         for trial in findings.trials:
             if trial.number in findings.best and trial.values:

@@ -12,7 +12,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from lzsweep.sweep.record import Trial
-from lzsweep.sweep.report import count_states, show_params, show_seconds, show_seeds, trial_table
+from lzsweep.sweep.report import (
+    count_states,
+    show_metric,
+    show_params,
+    show_seconds,
+    show_seeds,
+    trial_table,
+)
 from lzsweep.sweep.storage import DATABASE_ERRORS
 from lzsweep.sweep.study import Study
 
@@ -71,7 +78,7 @@ class _Lines:
             return head if trial.attempt == 1 else f"{head} (attempt {trial.attempt})"
         metrics = self._study.record.metrics
         values = "".join(
-            f" {m}={v:.4f}" for m, v in zip(metrics, trial.values or (), strict=False)
+            f" {m}={show_metric(v)}" for m, v in zip(metrics, trial.values or (), strict=False)
         )
         notes = filter(None, (show_seeds(trial), *trial.reason.splitlines()[:1]))
         reason = "".join(f" ({note})" for note in notes)
@@ -124,4 +131,6 @@ class LiveTable(Live):
             return f"Pareto front: {', '.join(f'#{t.number}' for t in best)}"
         value = (best[0].values or (float("nan"),))[0]
         metric = self._study.record.metrics[0]
-        return f"best: #{best[0].number} {metric}={value:.4f} {show_params(best[0].params)}"
+        return (
+            f"best: #{best[0].number} {metric}={show_metric(value)} {show_params(best[0].params)}"
+        )

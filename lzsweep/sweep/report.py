@@ -106,7 +106,7 @@ def trial_table(study: Study, trials: Sequence[Trial], n_rows: int | None = None
     signs = [1 if d == "minimize" else -1 for d in record.directions]
     for trial in shown:
         values = trial.values or _best_so_far(trial, signs)
-        cells = [f"{v:.4f}" for v in values] or [""]
+        cells = [show_metric(v) for v in values] or [""]
         notes = (
             word if trial.number in best else "",
             show_seeds(trial),
@@ -158,6 +158,11 @@ def show_value(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
+def show_metric(value: float) -> str:
+    """A value of a metric: four decimals, and a cost in millions without its last digits."""
+    return f"{value:.4f}" if abs(value) < 1e4 else f"{value:.5g}"
+
+
 def show_seconds(seconds: float | None) -> str:
     if seconds is None:
         return ""
@@ -172,7 +177,7 @@ def show_params(params: Mapping[str, object]) -> str:
 
 def show_seeds(trial: Trial) -> str:
     """The first objective by seed, where a trial has several: `seeds 1: 4.2101, 2: 4.3002`."""
-    shown = ", ".join(f"{r.seed}: {r.values[0]:.4f}" for r in trial.seeds)
+    shown = ", ".join(f"{r.seed}: {show_metric(r.values[0])}" for r in trial.seeds)
     return f"seeds {shown}" if shown else ""
 
 

@@ -55,34 +55,35 @@ class Gate:
             return
         if scope["path"].startswith(_ASSISTANT):
             text = "the assistant is off here: it runs shell commands as whoever serves"
-            await _refuse(403, "PERMISSION_DENIED", text, receive, send)
+            await _Exchange(0, receive, send).refuse(403, "PERMISSION_DENIED", text)
             return
         is_file = scope["method"] == "PUT" and _FILES.match(scope["path"]) is not None
         limit = self._file_bytes if is_file else MESSAGE_BYTES
-        meter = _Meter(limit, receive, send)
+        exchange = _Exchange(limit, receive, send)
         if _announced(scope) <= limit:
             try:
-                await self._app(scope, meter.receive, meter.send)
+                await self._app(scope, exchange.receive, exchange.send)
             except Exception:
-                if not meter.is_over:
+                if not exchange.is_over:
                     raise
-            if not meter.is_over:
+            if not exchange.is_over:
                 return
-        if not meter.has_answered:
+        if not exchange.has_answered:
             what = "an uploaded file" if is_file else "a request"
             text = f"{what} must have at most {limit:,} bytes here, but this one has more"
             text += "; see --max-upload-gb of `lzsweep serve`" if is_file else ""
-            await _refuse(413, "INVALID_PARAMETER_VALUE", text, receive, send)
+            await exchange.refuse(413, "INVALID_PARAMETER_VALUE", text)
 
 
-class _Meter:
-    """Counts a body that does not say its length, and ends it where it is too long."""
+class _Exchange:
+    """One request and its answer; counts a body and ends it where it is too long."""
 
     def __init__(self, limit: int, receive: Receive, send: Send) -> None:
         self._limit = limit
         self._receive = receive
         self._send = send
         self._taken = 0
+        self._has_more = True
         self.is_over = False
         self.has_answered = False
 
@@ -91,10 +92,29 @@ class _Meter:
             raise _TooLong
         message = await self._receive()
         self._taken += len(message.get("body", b""))
+        self._has_more = message.get("more_body", False)
         if self._taken > self._limit:
             self.is_over = True
             raise _TooLong  # not an early end: MLflow would take what it has for the whole
         return message
+
+    async def refuse(self, status: int, code: str, text: str) -> None:
+        """Answer in MLflow's form, and drop what is left of the body."""
+        body = json.dumps({"error_code": code, "message": text}).encode()
+        headers = [
+            (b"content-type", b"application/json"),
+            (b"content-length", str(len(body)).encode()),
+            (b"connection", b"close"),
+        ]
+        await self._send({"type": "http.response.start", "status": status, "headers": headers})
+        await self._send({"type": "http.response.body", "body": body, "more_body": True})
+        # Many clients read no answer before they have sent all of it, and a connection that is
+        # closed before looks to them like a network that failed, so that they try again.
+        with suppress(TimeoutError):
+            async with asyncio.timeout(DRAIN_S):
+                while self._has_more:
+                    self._has_more = (await self._receive()).get("more_body", False)
+        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def send(self, message: Message) -> None:
         if self.is_over and not self.has_answered:
@@ -106,21 +126,3 @@ class _Meter:
 def _announced(scope: Message) -> int:
     values = [value for name, value in scope["headers"] if name == b"content-length"]
     return int(values[0]) if values and values[0].isdigit() else 0
-
-
-async def _refuse(status: int, code: str, text: str, receive: Receive, send: Send) -> None:
-    body = json.dumps({"error_code": code, "message": text}).encode()
-    headers = [
-        (b"content-type", b"application/json"),
-        (b"content-length", str(len(body)).encode()),
-        (b"connection", b"close"),
-    ]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body, "more_body": True})
-    # Many clients read no answer before they have sent all of it, and a connection that is closed
-    # before looks to them like a network that failed, so that they try again.
-    with suppress(TimeoutError):
-        async with asyncio.timeout(DRAIN_S):
-            while (await receive()).get("more_body", False):
-                pass
-    await send({"type": "http.response.body", "body": b"", "more_body": False})

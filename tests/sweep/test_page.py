@@ -170,12 +170,20 @@ def test_a_broken_picture_harms_no_other(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_several_objectives_have_a_front(tmp_path: Path) -> None:
-    two = {"metrics": ("val/policy_loss", "flops"), "directions": ("minimize", "minimize")}
+    two: dict[str, Any] = {
+        "metrics": ("val/policy_loss", "flops"),
+        "directions": ("minimize", "minimize"),
+    }
     pictures = {p.name: p for p in draw(findings(tmp_path, make_trials(2), (0, 8), **two))}
     assert pictures["pareto-front"].png
     assert pictures["history-1"].png
     assert pictures["slices-2"].png
     assert pictures["curves-1"].why == "no trial has validated yet", "its journals are not there"
+    assert {name for name, picture in pictures.items() if picture.why} == {"curves-1", "curves-2"}
+    two["metrics"] = ("cost/flops", "val/policy_loss")
+    names = [p.name for p in draw(findings(tmp_path, make_trials(2), (0, 8), **two))]
+    assert "curves-2" in names
+    assert "curves-1" not in names, "what a network costs has no curve"
 
 
 @pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")

@@ -8,7 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from lzsweep.sweep.report import overhead_s, ranked, say_again, show_seconds, sparkline
+from lzsweep.sweep.report import (
+    overhead_s,
+    ranked,
+    say_again,
+    show_metric,
+    show_seconds,
+    sparkline,
+)
 from tests.sweep.test_budget import trial
 from tests.sweep.test_page import record
 
@@ -59,4 +66,10 @@ def test_the_cheapest_of_a_front_is_not_its_best(tmp_path: Path) -> None:
 def test_a_curve_in_a_cell_and_a_time() -> None:
     assert sparkline([3.0, 2.0, float("nan"), 1.0]) == "█▄▁"
     assert sparkline([]) == ""
+    assert [show_metric(v) for v in (0.25331, 519.2163, 1392528.0, -2e9)] == [
+        "0.2533",
+        "519.2163",
+        "1.3925e+06",
+        "-2e+09",
+    ]
     assert [show_seconds(s) for s in (None, 5, 65, 3665)] == ["", "0:05", "1:05", "1:01:05"]

@@ -120,5 +120,7 @@ def test_other_requests_have_a_limit_of_their_own(monkeypatch: pytest.MonkeyPatc
 
 def test_the_assistant_stays_shut() -> None:
     behind = Behind()
-    assert ask(behind, b"{}", method="POST", path="/ajax-api/3.0/mlflow/assistant/message")[0] == 403
+    assert (
+        ask(behind, b"{}", method="POST", path="/ajax-api/3.0/mlflow/assistant/message")[0] == 403
+    )
     assert behind.called == 0
