@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import requests
 
@@ -134,7 +135,7 @@ def shared() -> Iterator[Row]:
 
 def _search(uri: str, experiment: str, password: str) -> float:
     """What MLflow's page asks for, but all runs instead of its first hundred."""
-    body = {
+    body: Any = {
         "experiment_ids": [experiment],
         "max_results": N_RUNS,
         "run_view_type": "ACTIVE_ONLY",

@@ -169,7 +169,8 @@ def test_an_upload_that_breaks_off_leaves_nothing(shared: SharedServer) -> None:
     request = requests.Request(
         "PUT", f"{shared.uri}/{FILES}/broken/half.bin", data=b"x" * 3_000_000, auth=login(shared)
     ).prepare()
-    head = "".join(f"{name}: {request.headers[name]}\r\n" for name in request.headers)
+    fields: dict[str, Any] = dict(request.headers)
+    head = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
     with socket.create_connection(("127.0.0.1", shared.port)) as line:
         text = f"PUT {request.path_url} HTTP/1.1\r\nHost: 127.0.0.1\r\n{head}\r\n"
         line.sendall(text.encode() + b"x" * 1_000_000)
