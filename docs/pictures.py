@@ -35,7 +35,7 @@ COMMAND = ["-m", "sweeps=demo", f"study.name={STUDY}"]
 N_FINISHED = 7
 """Trials that have ended when the table is taken."""
 OBJECTIVE = "val/loss_unweighted"
-WIDTH = 112
+WIDTH = 124
 GREETED = "mlflow.assistant.fab.autoOpenedOnFirstLoad_v1"
 """What MLflow's page notes when its assistant has opened by itself, which it does once."""
 # The picture shall load nothing from elsewhere: the reader's own fixed-width font does.

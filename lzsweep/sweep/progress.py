@@ -24,6 +24,8 @@ from lzsweep.sweep.storage import DATABASE_ERRORS
 from lzsweep.sweep.study import Study
 
 REFRESH_S = 1.0
+SPEED_S = 24 * 3600.0
+"""How far back the time left looks: trials take longer than the half minute that rich looks at."""
 
 
 @contextmanager
@@ -99,6 +101,7 @@ class LiveTable(Live):
             TextColumn("trials, left"),
             TimeRemainingColumn(),
             console=console,
+            speed_estimate_period=SPEED_S,
         )
         self._task = self._bar.add_task(study.name, total=study.n_trials)
         super().__init__(console=console, refresh_per_second=4, transient=False)

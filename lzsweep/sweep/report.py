@@ -22,6 +22,7 @@ from lzsweep.sweep.study import Study
 from lzsweep.tracking.outbox import run_id_of
 
 BARS = "▁▂▃▄▅▆▇█"
+NAME_WIDTH = 20
 STYLES = {
     "complete": "green",
     "pruned": "yellow",
@@ -93,10 +94,10 @@ def trial_table(study: Study, trials: Sequence[Trial], n_rows: int | None = None
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("#", justify="right")
     table.add_column("state")
-    for name in record.space:
-        table.add_column(escape(name))
+    for name in record.space:  # in a narrow terminal the notes give way, not the names
+        table.add_column(escape(name), min_width=min(len(name), NAME_WIDTH))
     for metric in record.metrics:
-        table.add_column(metric, justify="right")
+        table.add_column(metric, justify="right", min_width=min(len(metric), NAME_WIDTH))
     table.add_column("curve")
     table.add_column("time", justify="right")
     table.add_column("", overflow="ellipsis", no_wrap=True)
