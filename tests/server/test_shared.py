@@ -281,7 +281,7 @@ def test_a_sweep_goes_on_when_the_whole_server_was_killed(
         wait_for_trials(faulty, 2)
         let_go_on(faulty)
         study = open_study(storage, NIGHT)
-        wait_for(lambda: sum(t.is_finished for t in study.trials()) >= 3)
+        wait_for(lambda: sum(t.is_finished for t in study.trials()) >= 3, timeout_s=400)
         n_finished = sum(t.is_finished for t in study.trials())
         killed.append((n_finished, len(user.family())))
         user.kill()
