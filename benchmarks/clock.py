@@ -30,6 +30,7 @@ class Span:
 
     Attributes:
         steps_s: seconds between the ends of its first and its last training step.
+        place: node and device of a cluster; empty elsewhere.
     """
 
     began: float
@@ -37,6 +38,7 @@ class Span:
     best: float | None = None
     steps_s: float = 0.0
     logger: str = ""
+    place: str = ""
 
     @property
     def seconds(self) -> float:
@@ -81,9 +83,16 @@ def make_clock(folder: str, metric: str = "", first: str = "") -> Callback:
             steps_s = self.last_step - self.first_step
             logger = type(trainer.logger).__name__ if trainer.logger else ""
             best = min(self.values, default=None)
-            write_span(Span(self.began, time.monotonic(), best, steps_s, logger), Path(folder))
+            span = Span(self.began, time.monotonic(), best, steps_s, logger, place())
+            write_span(span, Path(folder))
 
     return Clock()
+
+
+def place() -> str:
+    """Where this process trains: `n1:0`; empty where it is no job of a cluster."""
+    node, device = (os.environ.get(n) for n in ("SLURMD_NODENAME", "CUDA_VISIBLE_DEVICES"))
+    return f"{node}:{device}" if node else ""
 
 
 def write_span(span: Span, folder: Path) -> None:
@@ -108,6 +117,15 @@ def wall_s(spans: Sequence[Span]) -> float:
 def overhead_s(spans: Sequence[Span], n_slots: int, wall_s: float) -> float:
     """Seconds of slots a training that no training filled."""
     return (n_slots * wall_s - sum(s.seconds for s in spans)) / len(spans)
+
+
+def places_s(spans: Sequence[Span]) -> float:
+    """Seconds of all places, each from its first training's begin to the end of the last one."""
+    first: dict[str, float] = {}
+    for span in spans:
+        first[span.place] = min(span.began, first.get(span.place, span.began))
+    end = max(s.ended for s in spans)
+    return sum(end - began for began in first.values())
 
 
 def list_schedule_s(durations: Sequence[float], n_slots: int) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -79,7 +79,11 @@ def uneven_trials(*, quick: bool, part: int = 1) -> Sweep:
     scale = SHORTEST_S / 4 if quick else SHORTEST_S
     seconds = [round(scale * float(s), 3) for s in np.linspace(1, LONGEST, n_trials)]
     random.Random(1).shuffle(seconds)
-    seconds = seconds[: n_trials // part]
+    return sleeping(seconds[: n_trials // part])
+
+
+def sleeping(seconds: Sequence[float]) -> Sweep:
+    """Trainings that sleep so long each, on 4 slots."""
     return Sweep(
         overrides=[
             *("data=one", "network=none", "module=sleeper", "trainer=cpu", "trainer.max_epochs=1"),
@@ -88,7 +92,7 @@ def uneven_trials(*, quick: bool, part: int = 1) -> Sweep:
         key="module.seconds",
         plain_key="module.seconds",
         text=",".join(map(str, seconds)),
-        values=seconds,
+        values=list(seconds),
         metric=METRIC,
         n_trials=len(seconds),
         n_slots=4,

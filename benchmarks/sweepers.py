@@ -60,10 +60,17 @@ class Outcome:
 
 
 class Sweepers:
-    """Runs sweeps, each in a folder of its own below `folder`, with output in its `log`."""
+    """Runs sweeps, each in a folder of its own below `folder`, with output in its `log`.
 
-    def __init__(self, folder: Path, tracking_uri: str) -> None:
+    Args:
+        folder: made where it is not there.
+        tracking_uri: the MLflow server of all.
+        peers: where the peers' programs are.
+    """
+
+    def __init__(self, folder: Path, tracking_uri: str, peers: Path = PEERS_BIN) -> None:
         self._folder = folder
+        self._peers = peers
         self._uri = tracking_uri
         self._env = os.environ | {
             "PYTHONPATH": str(ROOT),
@@ -75,14 +82,14 @@ class Sweepers:
             "RAY_USAGE_STATS_ENABLED": "0",
         }
 
-    def ours(self, name: str, sweep: Sweep, *extra: str) -> Outcome:
-        """Pull workers: one worker in the command's own process, with as many slots."""
+    def ours(self, name: str, sweep: Sweep, *extra: str, n_workers: int = 1) -> Outcome:
+        """Pull workers, which share the slots; one of them runs in the command's own process."""
         work = self._work(name)
         command = [
             *(sys.executable, "-m", "lzsweep", "-m", *sweep.overrides),
             f"{sweep.key}={sweep.text}",
             f"study.n_trials={sweep.n_trials}",
-            f"worker.slots={sweep.n_slots}",
+            *(f"worker.count={n_workers}", f"worker.slots={sweep.n_slots // n_workers}"),
             clock_override(work / "spans", metric=sweep.metric),
             *extra,
         ]
@@ -92,7 +99,7 @@ class Sweepers:
         """The stock Optuna sweeper with some launcher, in batches of as many as slots."""
         work = self._work(name)
         command = [
-            *(str(PEERS_BIN / "lzsweep"), "-m", "hydra/sweeper=optuna", *sweep.overrides),
+            *(str(self._peers / "lzsweep"), "-m", "hydra/sweeper=optuna", *sweep.overrides),
             f"{sweep.key}={sweep.text}",
             f"hydra.sweeper.n_trials={sweep.n_trials}",
             f"hydra.sweeper.n_jobs={sweep.n_slots}",
@@ -120,7 +127,7 @@ class Sweepers:
             "metric": sweep.metric,
         }
         (work / "job.json").write_text(json.dumps(job))
-        command = [str(PEERS_BIN / "python"), "-m", "benchmarks.peers.raytune", "job.json"]
+        command = [str(self._peers / "python"), "-m", "benchmarks.peers.raytune", "job.json"]
         pending = {"TUNE_MAX_PENDING_TRIALS_PG": str(sweep.n_slots)}
         return self._run(name, command, work, sweep.n_trials, pending)
 

@@ -6,8 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import claims, data, search, table
-from benchmarks.clock import Span, list_schedule_s, overhead_s, read_spans, wall_s, write_span
+from benchmarks import claims, data, scale, search, table
+from benchmarks.clock import (
+    Span,
+    list_schedule_s,
+    overhead_s,
+    places_s,
+    read_spans,
+    wall_s,
+    write_span,
+)
 from benchmarks.peers import chunkparser
 from benchmarks.sweepers import Outcome
 from benchmarks.table import Row
@@ -87,6 +95,12 @@ def test_overhead_is_the_time_of_the_slots_that_no_training_filled() -> None:
     assert overhead_s(spans, 2, 20.0) == pytest.approx((2 * 20.0 - 5.5) / 3)
 
 
+def test_the_time_of_a_place_begins_with_its_first_training() -> None:
+    spans = [Span(10, 12, place="n1:0"), Span(13, 14, place="n2:1"), Span(13, 20, place="n1:0")]
+
+    assert places_s(spans) == (20 - 10) + (20 - 13)
+
+
 def test_trainings_are_read_in_the_order_in_which_they_began(tmp_path: Path) -> None:
     later, first = Span(2.0, 3.0, best=1.5, logger="JournalLogger"), Span(1.0, 9.0)
     write_span(later, tmp_path / "spans")
@@ -111,6 +125,15 @@ def test_a_claim_is_measured_beside_plain_optuna(tmp_path: Path) -> None:
 
     assert ours > 0
     assert plain > 0
+
+
+@pytest.mark.slow
+def test_many_workers_share_out_the_trials_exactly(tmp_path: Path) -> None:
+    found = {row.what: row for row in scale.rows(tmp_path, quick=True)}
+
+    assert found["scale_errors"].ours == 0
+    assert found["scale_errors"].peer == 24, "trials told"
+    assert found["scale_rate"].ours > 0
 
 
 @pytest.mark.slow

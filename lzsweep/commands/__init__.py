@@ -6,9 +6,16 @@ import json
 from collections.abc import Callable, Sequence
 from enum import StrEnum
 from importlib import import_module
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from hydra._internal.utils import get_args_parser
+from hydra.core.utils import setup_globals
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from lzsweep.config import conf_dir, make_loader
 
 _OWN_MODULES = ("data", "doctor", "export", "promote", "report", "rerun", "serve", "submit")
 NAMES = ("list", "status", "best", "watch", "stop", "resume", "sync", *_OWN_MODULES)
@@ -58,6 +65,21 @@ def run_command(arguments: Sequence[str], run_hydra: Callable[[list[str]], int])
             raise KeyboardInterrupt from end
         return int(end.code or 0)
     return 0
+
+
+def compose_sweep(arguments: Sequence[str]) -> DictConfig:
+    """The configuration of a command line of `lzsweep -m`, Hydra's own node in it, unsearched.
+
+    Raises:
+        HydraException, OmegaConfBaseException: something in it is wrong.
+    """
+    setup_globals()  # `${now:}` and the like, which folders are made of
+    typed = get_args_parser().parse_args(arguments)
+    own = Path.cwd() / "conf"
+    places = [Path(typed.config_dir).absolute()] if typed.config_dir else []
+    places += [own] if own.is_dir() and own.resolve() != conf_dir().resolve() else []
+    loader = make_loader([f"file://{place}" for place in (*places, conf_dir())])
+    return loader.load_configuration("config", typed.overrides, RunMode.MULTIRUN)
 
 
 def print_json(data: Any) -> None:

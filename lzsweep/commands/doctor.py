@@ -13,12 +13,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from hydra.core.utils import setup_globals
-from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from lzsweep.commands import Format, Output, app, print_json
-from lzsweep.config import conf_dir, make_loader
+from lzsweep.commands import Format, Output, app, compose_sweep, print_json
 from lzsweep.errors import LzsweepError
 from lzsweep.sweep.probe import limit_problems, probe
 from lzsweep.sweep.report import make_console
@@ -56,7 +53,7 @@ def doctor(
     format: Output = Format.table,
 ) -> None:
     """Check GPU, driver, torch, disk, MLflow, study database and, with a Slurm launcher, these."""
-    cfg = _compose(overrides or [])
+    cfg = compose_sweep(overrides or [])
     findings = [*_machine(cfg), *(_cluster(cfg) if is_slurm(_target(cfg)) else [])]
     if format is Format.json:
         print_json([asdict(f) for f in findings])
@@ -68,14 +65,6 @@ def doctor(
             )
     if not all(f.ok for f in findings):
         raise typer.Exit(1)
-
-
-def _compose(overrides: list[str]) -> DictConfig:
-    setup_globals()  # `${now:}` and the like, which the launcher's folder is made of
-    own = Path.cwd() / "conf"
-    places = [own] if own.is_dir() and own.resolve() != conf_dir().resolve() else []
-    loader = make_loader([f"file://{p}" for p in (*places, conf_dir())])
-    return loader.load_configuration("config", overrides, RunMode.MULTIRUN)
 
 
 def _target(cfg: DictConfig) -> str:

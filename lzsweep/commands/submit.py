@@ -6,9 +6,7 @@ from typing import Annotated
 
 import typer
 
-from lzsweep.commands import app
-
-_LAUNCHER = "hydra/launcher="
+from lzsweep.commands import app, compose_sweep
 
 
 @app.command(
@@ -26,6 +24,9 @@ def submit(
     ] = False,
 ) -> None:
     """Put a sweep on the Slurm cluster and return: its workers do the rest."""
-    launcher = [] if any(a.startswith(_LAUNCHER) for a in arguments) else [f"{_LAUNCHER}slurm"]
+    # A sweep file may choose one; what is set of the launcher fits only the one that will be.
+    others = [a for a in arguments if not a.lstrip("+~").startswith("hydra.launcher.")]
+    chosen = compose_sweep(others).hydra.runtime.choices["hydra/launcher"]
+    launcher = ["hydra/launcher=slurm"] if chosen == "basic" else []
     how = "worker.dry_run=true" if dry_run else "worker.wait=false"
     raise typer.Exit(context.obj(["-m", *arguments, *launcher, how]))

@@ -18,7 +18,7 @@ from lzsweep.explain import explain, target_problems
 from lzsweep.sweep.lesson import LEARNERS
 from lzsweep.sweep.probe import limit_problems
 from lzsweep.sweep.record import Resource
-from lzsweep.sweep.slots import find_slots
+from lzsweep.sweep.slots import devices_per_trial, find_slots
 from lzsweep.sweep.slurm import is_slurm
 from lzsweep.sweep.space import Space
 from lzsweep.sweep.standing import pruner_problem
@@ -81,7 +81,7 @@ def check_sweep(
     with _noted(problems):
         problems += _place_problems(cfg, is_basic=is_basic)
     with _noted(problems):
-        find_slots(str(cfg.worker.slots), cfg.worker.slots_per_device)
+        problems += _device_problems(cfg, configs)
     for data in _distinct(configs, "data"):
         with _noted(problems):
             if news := prepare_data(data):
@@ -216,6 +216,35 @@ def _place_problems(cfg: DictConfig, *, is_basic: bool) -> list[str]:
                     " only one machine may write; set it to a PostgreSQL or MLflow server"
                 )
     return problems
+
+
+def _device_problems(cfg: DictConfig, configs: Sequence[Mapping[str, Any]]) -> list[str]:
+    asked = {devices_per_trial(config["trainer"]) for config in configs}
+    if len(asked) > 1:
+        return [
+            "trainer.devices must be the same for all trials, whose slots have so many, but got"
+            f" {', '.join(map(str, sorted(asked)))}; sweep each number on its own"
+        ]
+    n_devices = max(asked, default=1)
+    strategies = {str(config["trainer"].get("strategy", "auto")) for config in configs}
+    if bad := sorted(s for s in strategies if "spawn" in s or "fork" in s or "notebook" in s):
+        return [
+            "trainer.strategy must leave the processes of a trial to its worker, but got"
+            f" {', '.join(bad)}; set trainer.strategy=auto or ddp"
+        ]
+    launcher = cfg.hydra.launcher
+    if not is_slurm(str(launcher._target_)):
+        find_slots(str(cfg.worker.slots), cfg.worker.slots_per_device, n_devices)
+        return []
+    # What the compute nodes have is not what is seen here.
+    find_slots(str(cfg.worker.slots), cfg.worker.slots_per_device)
+    n_gpus = launcher.get("gpus_per_node")
+    if n_gpus and n_gpus < n_devices:
+        return [
+            f"trainer.devices must not exceed the GPUs of a worker, but got {n_devices} and"
+            f" hydra.launcher.gpus_per_node={n_gpus}; set that to {n_devices} or more"
+        ]
+    return []
 
 
 def _distinct(configs: Sequence[Mapping[str, Any]], key: str) -> list[Any]:

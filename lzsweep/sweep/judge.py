@@ -4,6 +4,8 @@ A rung is so much of a resource: epochs, optimizer steps, positions or seconds o
 is reported at a rung is what was known when it was reached, the last validation's values; so
 trials are compared at the same cost, whenever each of them validates. A rung that was reached
 before the first validation is not reported.
+
+Of a trial on several devices rank 0 talks to the worker, and all do what it hears.
 """
 
 from __future__ import annotations
@@ -76,17 +78,17 @@ class Judge(Callback):
         if trainer.sanity_checking:
             return
         rungs = self._spent(trainer) / self._rung
-        self._report(math.ceil(rungs - _ROUNDING) - 1)  # these did not know it yet
+        self._report(trainer, math.ceil(rungs - _ROUNDING) - 1)  # these did not know it yet
         if not all(m in logged for m in self._metrics):
             return  # an objective that only the end will tell
         values = tuple(float(logged[m]) for m in self._metrics)
         self._values = check_finite(self._metrics, values)
         shown = " ".join(f"{m}={v:.4f}" for m, v in zip(self._metrics, values, strict=True))
         _logger.info("epoch %d, step %d: %s", trainer.current_epoch, trainer.global_step, shown)
-        self._report(math.floor(rungs + _ROUNDING))
+        self._report(trainer, math.floor(rungs + _ROUNDING))
 
     def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
-        self._report(math.floor(self._spent(trainer) / self._rung + _ROUNDING))
+        self._report(trainer, math.floor(self._spent(trainer) / self._rung + _ROUNDING))
         self._stop_where_resuming_is_exact(trainer)
 
     def on_train_batch_end(
@@ -96,13 +98,17 @@ class Judge(Callback):
             self._n_positions += extract_batch_size(batch) * trainer.world_size
         self._stop_where_resuming_is_exact(trainer)
 
-    def _report(self, n_rungs: int) -> None:
+    def _report(self, trainer: Trainer, n_rungs: int) -> None:
         """Report the rungs up to this one, those that were not reported yet."""
+        if self._resource == "seconds":  # no two devices have the same clock
+            n_rungs = trainer.strategy.broadcast(n_rungs)
         while self._n_reached < n_rungs:
             self._n_reached += 1
             if self._values is None:
                 continue
-            if self._link.ask(Report(self._n_reached, self._values)) == "prune":
+            report = Report(self._n_reached, self._values)
+            word = self._link.ask(report) if trainer.is_global_zero else None
+            if trainer.strategy.broadcast(word) == "prune":
                 raise Pruned
 
     def _spent(self, trainer: Trainer) -> float:
@@ -123,7 +129,7 @@ class Judge(Callback):
         return self._seconds + time.monotonic() - self._began
 
     def _stop_where_resuming_is_exact(self, trainer: Trainer) -> None:
-        if self._link.stopping:
+        if trainer.strategy.reduce_boolean_decision(self._link.stopping, all=False):
             checkpoints = trainer.checkpoint_callback
             assert isinstance(checkpoints, Checkpoints)
             if checkpoints.save_last(trainer):

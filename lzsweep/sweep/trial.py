@@ -11,7 +11,6 @@ worker will take the trial up. The exclusive lock on the folder keeps two attemp
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import math
 import os
@@ -38,8 +37,6 @@ from lzsweep.train.run import objectives_of
 
 LOG_NAME = "trial.log"
 
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
-
 Word = Literal["go on", "prune", "stop"]
 Kind = Literal["complete", "pruned", "infeasible", "error", "stopped", "killed"]
 
@@ -53,7 +50,7 @@ class Spec:
         folder: where the log, the journal and the checkpoints go.
         metrics: names of the objectives.
         device: what CUDA_VISIBLE_DEVICES is to be; None leaves it, "" hides all.
-        threads: CPU threads that torch may use; 0 leaves the number to torch.
+        threads: CPU threads that torch may use in a process; 0 leaves the number to torch.
         resource: what is counted between two judgements.
         rung: how much of it.
     """
@@ -166,7 +163,7 @@ def ignore_signals() -> None:
 def run_trial(spec: Spec, pipe: Connection) -> None:
     """Train one attempt; runs in a child of the forkserver."""
     os.setsid()  # what it starts belongs to it, and ends with it
-    die_with_parent()
+    die_with_forkserver()
     folder = Path(spec.folder)
     link = Link(pipe)
     try:
@@ -191,14 +188,16 @@ def kill_session(session: int) -> None:
                 os.kill(pid, signal.SIGKILL)
 
 
-def die_with_parent() -> None:
+def die_with_forkserver() -> None:
     """Ask Linux to kill this process with its forkserver, which ends with the worker.
 
     The end of the pipe says the same, but a hanging process does not hear it.
     """
+    from lzsweep.train.ranks import die_with_parent  # imports torch
+
     if sys.platform != "linux":
         return
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    die_with_parent()
     # Every child is given what keeps the forkserver alive; only the worker is to hold it.
     server = forkserver._forkserver
     if (alive := getattr(server, "_forkserver_alive_fd", None)) is not None:
@@ -241,6 +240,7 @@ def _train(spec: Spec, folder: Path, link: Link, began: float) -> End:
         os.environ["CUDA_VISIBLE_DEVICES"] = spec.device
     if spec.threads:
         torch.set_num_threads(spec.threads)
+        os.environ["OMP_NUM_THREADS"] = str(spec.threads)  # else Lightning sets it, on devices
 
     def end(kind: Kind, reason: str = "", **found: Any) -> End:
         return End(kind, reason, train_s=time.monotonic() - began, **found)

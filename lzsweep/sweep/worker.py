@@ -45,7 +45,7 @@ from lzsweep.sweep.seeds import (
     write_means,
 )
 from lzsweep.sweep.signals import Signals
-from lzsweep.sweep.slots import Slot, find_slots
+from lzsweep.sweep.slots import Slot, devices_per_trial, find_slots
 from lzsweep.sweep.storage import DATABASE_ERRORS, first_line
 from lzsweep.sweep.studies import open_study
 from lzsweep.sweep.study import Study, TrialLost
@@ -142,7 +142,8 @@ class Worker:
         loader = make_loader(self._record.conf)
         self._composer = Composer(loader, self._record.fixed, self._record.config_name)
         self._space = study.space
-        self._slots = find_slots(str(cfg.worker.slots), cfg.worker.slots_per_device)
+        worker, n_devices = cfg.worker, devices_per_trial(cfg.trainer)
+        self._slots = find_slots(str(worker.slots), worker.slots_per_device, n_devices)
         # The study has a run of its own if its trials are to have some.
         self._recorder = Recorder(**cfg.tracking) if self._record.parent_run_id else None
         self._lock = threading.Lock()
@@ -338,7 +339,7 @@ class Worker:
         worker = self._cfg.worker
         attempt = Attempt(spec, timeout_s=worker.trial_timeout, memory_gb=worker.trial_memory_gb)
         if self._recorder:
-            devices = None if slot.device is None else [slot.device]
+            devices = None if slot.device is None else slot.device.split(",")
             self._recorder.watch(folder, pid=attempt.pid, devices=devices)
         with self._lock:
             self._running[claim.row] = attempt

@@ -88,8 +88,11 @@ class Checkpoints(Checkpoint):
             if isinstance(error, OSError) and error.errno:  # it does not say which file
                 raise OSError(error.errno, error.strerror, str(aside)) from error
             raise
-        if not trainer.is_global_zero:
-            return
+        if trainer.is_global_zero:
+            self._rename(aside, better=better)
+        trainer.strategy.barrier()  # so that no other device looks for it sooner
+
+    def _rename(self, aside: Path, *, better: bool) -> None:
         # Best first: a last that knows of a best must not be there without it.
         if better:
             second = self.best.with_suffix(".partial2")

@@ -30,7 +30,7 @@ def find_environment(trainer: Mapping[str, Any]) -> ClusterEnvironment | None:
     """
     if "SLURM_NTASKS" not in os.environ or TorchElasticEnvironment.detect():
         return None
-    n_devices = _count(trainer.get("devices", "auto"))
+    n_devices = count_devices(trainer)
     n_nodes = int(trainer.get("num_nodes") or 1)
     n_tasks = int(os.environ["SLURM_NTASKS"])
     wanted = {"SLURM_NTASKS_PER_NODE": n_devices, "SLURM_NNODES": n_nodes}
@@ -44,11 +44,30 @@ def find_environment(trainer: Mapping[str, Any]) -> ClusterEnvironment | None:
     return LightningEnvironment()
 
 
-def _count(devices: Any) -> int:
-    """How many devices of a node the trainer's argument means."""
+def is_started_outside(trainer: Mapping[str, Any]) -> bool:
+    """Whether somebody else, `srun` or `torchrun`, starts a process for each device."""
+    return (
+        "LOCAL_RANK" in os.environ
+        or TorchElasticEnvironment.detect()
+        or isinstance(find_environment(trainer), SLURMEnvironment)
+    )
+
+
+def outer_rank(trainer: Mapping[str, Any]) -> int:
+    """Which of the processes that somebody else started this is; 0 where there is only one."""
+    if not is_started_outside(trainer):
+        return 0
+    names = ("RANK", "SLURM_PROCID", "LOCAL_RANK")
+    return int(next((os.environ[name] for name in names if name in os.environ), 0))
+
+
+def count_devices(trainer: Mapping[str, Any]) -> int:
+    """How many devices of a node the trainer's arguments mean."""
+    devices = trainer.get("devices", "auto")
     if isinstance(devices, list | tuple):
         return len(devices)
-    if str(devices) in ("auto", "-1"):
-        return torch.cuda.device_count() or 1
     text = str(devices)
+    if text in ("auto", "-1"):
+        is_gpu = trainer.get("accelerator", "auto") in ("auto", "gpu", "cuda")
+        return (torch.cuda.device_count() if is_gpu else 0) or 1
     return len([part for part in text.split(",") if part]) if "," in text else int(text)

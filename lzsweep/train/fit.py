@@ -24,6 +24,7 @@ from lzsweep.train.environment import find_environment
 from lzsweep.train.export import initialise, publish
 from lzsweep.train.precision import resolve_precision
 from lzsweep.train.quiet import quiet
+from lzsweep.train.ranks import companions, n_processes
 
 # A configuration is as trusted as the user's own code: it names classes of that code.
 instantiate = partial(
@@ -53,6 +54,14 @@ def train(
         All metrics: `test/` and `val/` of the best checkpoint, `train/` and `cost/` when it was
         written.
     """
+    run = partial(_train, cfg, folder, callbacks, plugins)
+    with companions(n_processes(cfg["trainer"]), run):
+        return run()
+
+
+def _train(
+    cfg: Mapping[str, Any], folder: Path, callbacks: Sequence[Callback], plugins: Sequence[Any]
+) -> dict[str, float]:
     pl.seed_everything(cfg["seed"], workers=True, verbose=False)
     precision = resolve_precision(cfg["precision"], cfg["trainer"]["accelerator"])
     data = instantiate(cfg["data"])
@@ -76,7 +85,9 @@ def train(
         initialise(module)
     trainer.fit(module, ckpt_path=resume, **safe)
     metrics = checkpoints.metrics(trainer)
-    trainer.test(module, ckpt_path=checkpoints.best_path(), verbose=False, **safe)
+    # Rank 0 wrote it; where `srun` started the others, their folder may be another one.
+    best = trainer.strategy.broadcast(checkpoints.best_path())
+    trainer.test(module, ckpt_path=best, verbose=False, **safe)
     if trainer.is_global_zero:
         publish(folder)
     return {name: float(value) for name, value in trainer.callback_metrics.items()} | metrics

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -77,6 +78,12 @@ def train_recorded(
     Returns:
         All metrics.
     """
+    if _is_one_of_several():
+        from lzsweep.train.environment import outer_rank
+        from lzsweep.train.fit import train
+
+        if outer_rank(config["trainer"]):  # rank 0 records and tells
+            return train(config, folder=folder)
     with _recorded(config, folder, name, params, tags or {}):
         import torch  # with Lightning: tens of seconds
 
@@ -94,6 +101,11 @@ def train_recorded(
     if (folder / WEIGHTS_FILE).exists():
         print(f"play with it: leelaz -w {folder / WEIGHTS_FILE}")
     return metrics
+
+
+def _is_one_of_several() -> bool:
+    # Without an import of torch, which is not wanted before the server has answered.
+    return os.environ.get("SLURM_NTASKS", "1") != "1" or "LOCAL_RANK" in os.environ
 
 
 def prepare_data(data: Mapping[str, Any]) -> str:

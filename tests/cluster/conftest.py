@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import signal
 import sys
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +47,7 @@ LAUNCHER = (
     "hydra.launcher.timeout_min=30",
     "worker.probe=false",
 )
-SPY = "spy: {_target_: tests.cluster.spy.Spy, pause_s: 0.0}\n"
+SPY = "spy: {_target_: tests.cluster.spy.make_spy, pause_s: 0.0}\n"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -94,21 +97,23 @@ def postgres_tcp(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 class Done:
     """How a command line ended."""
 
-    returncode: int | None
+    returncode: int
     stdout: str
     stderr: str
 
 
 class Shell:
-    """A command line in a process and a session of its own."""
+    """A command line in a process and a session of its own, which stays when it has ended."""
 
     def __init__(self, folder: Path, arguments: tuple[str, ...]) -> None:
         name = uuid.uuid4().hex
         self._out, self._err = folder / f"{name}.out", folder / f"{name}.err"
-        self.process = _FORK.Process(target=self._run, args=(arguments,))
+        self._ended, ended = _FORK.Pipe(duplex=False)
+        self.process = _FORK.Process(target=self._run, args=(arguments, ended))
         self.process.start()
+        ended.close()
 
-    def _run(self, arguments: tuple[str, ...]) -> None:
+    def _run(self, arguments: tuple[str, ...], ended: Connection) -> None:
         os.setsid()
         for number, path in ((1, self._out), (2, self._err)):
             os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
@@ -116,13 +121,21 @@ class Shell:
         code = main(arguments)
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(code)
+        ended.send(code)
+        signal.pause()
 
     def said(self) -> str:
         return self._err.read_text() if self._err.exists() else ""
 
-    def done(self) -> Done:
-        return Done(self.process.exitcode, self._out.read_text(), self._err.read_text())
+    def done(self, timeout_s: float = 900) -> Done:
+        """Wait for the end of the command, then kill the shell and all that is left of it."""
+        is_over = self._ended.poll(timeout_s)
+        code = self._ended.recv() if is_over else None
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid or 0, signal.SIGKILL)
+        self.process.join()
+        assert is_over, f"waited too long: {self.said()}"
+        return Done(code, self._out.read_text(), self._err.read_text())
 
 
 @dataclass
@@ -136,9 +149,7 @@ class Lab:
 
     def lzsweep(self, *arguments: str) -> Done:
         """Type a command line in a shell of its own: a fork, since imports take long."""
-        shell = self.shell(*arguments)
-        shell.process.join(900)
-        return shell.done()
+        return self.shell(*arguments).done()
 
     def shell(self, *arguments: str) -> Shell:
         return Shell(self.folder, arguments)
@@ -201,6 +212,17 @@ class Lab:
             assert max(steps.values()) == 1, f"no step doubled of {trial.number}"
         assert (self.folder / "multirun" / name / "best/best.yaml").exists()
         return trials
+
+
+def check_resumed(folder: Path, n_ranks: int = 1) -> None:
+    """Each attempt went on where the checkpoint was, none began anew."""
+    log = (folder / "trial.log").read_text()
+    assert log.count("epoch 0,") == n_ranks, folder
+    seen = [json.loads(line) for line in (folder / "seen.jsonl").read_text().splitlines()]
+    for rank in range(n_ranks):
+        steps = [s["step"] for s in seen if s["rank"] == rank]
+        assert steps[0] == 0
+        assert steps == sorted(set(steps)), f"each attempt got on: {steps}"
 
 
 @pytest.fixture

@@ -53,9 +53,11 @@ AccountingStoragePort={dbd_port}
 AccountingStoragePass={folder}/munge.sock
 AccountingStorageEnforce=associations,limits,qos
 GresTypes=gpu
-NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={n1_port} CPUs=4 RealMemory=2000 Gres=gpu:2
-NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={n2_port} CPUs=4 RealMemory=2000 Gres=gpu:2
+NodeName=DEFAULT CPUs=4 RealMemory=64000 Gres=gpu:2
+NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={n1_port}
+NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={n2_port}
 PartitionName=normal Nodes=n1,n2 Default=YES MaxTime=1-00:00:00 PriorityTier=1 State=UP
+PartitionName=gpu Nodes=n1,n2 MaxTime=1-00:00:00 PriorityTier=1 State=UP
 PartitionName=urgent Nodes=n1,n2 MaxTime=60 PriorityTier=10 PreemptMode=OFF State=UP
 """
 

@@ -42,9 +42,9 @@ def test_what_the_cluster_has_not_is_told_at_once(lab: Lab) -> None:
     assert "gpus_per_node must fit a node of partition urgent, whose largest has 2" in lines[1]
     assert "cpus_per_task must fit" in lines[2]
     assert "mem_gb must fit" in lines[3]
-    done = lab.lzsweep("submit", *QUICK, *LAUNCHER, "lr=0.02", "hydra.launcher.partition=gpu")
+    done = lab.lzsweep("submit", *QUICK, *LAUNCHER, "lr=0.02", "hydra.launcher.partition=big")
     assert done.returncode == 2
-    assert "there are normal, urgent" in done.stderr
+    assert "there are normal, gpu, urgent" in done.stderr
     assert lab.cluster.jobs() == {}
     assert not (lab.folder / "multirun").exists()
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
-from tests.cluster.conftest import Lab
+from tests.cluster.conftest import Lab, check_resumed
 
 N_EPOCHS = 20
 
@@ -42,6 +39,9 @@ def test_whatever_ends_a_job_its_trial_goes_on(lab: Lab) -> None:
     cluster.lose_node("n2")
     lab.until(lambda: all(t.attempt > 2 for t in lab.study("f").trials()), "both are retried")
     cluster.revive_node("n2")
+    until_busy(lab, "f", f"{job}_0", f"{job}_1")
+    cluster.run("scancel", f"{job}_1")
+    lab.until(lambda: f"{job}_1" not in cluster.jobs(), "it is gone; the other takes its trial")
     lab.until_done("f")
     lab.check("f", 2, N_EPOCHS)
     lab.until_done("t")
@@ -68,12 +68,3 @@ def until_busy(lab: Lab, name: str, *tasks: str) -> None:
         return nodes <= at_work
 
     lab.until(busy, f"{tasks} train")
-
-
-def check_resumed(folder: Path) -> None:
-    """Each attempt went on where the checkpoint was, none began anew."""
-    log = (folder / "trial.log").read_text()
-    assert log.count("epoch 0,") == 1, folder
-    steps = [json.loads(line)["step"] for line in (folder / "seen.jsonl").read_text().splitlines()]
-    assert steps[0] == 0
-    assert steps == sorted(set(steps)), f"each attempt got on: {steps}"

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from tests.cluster.conftest import LAUNCHER, QUICK, Lab
+from tests.cluster.conftest import LAUNCHER, QUICK, Lab, check_resumed
+from tests.test_docs import COMMANDS, blocks
 
 
 def test_a_sweep_outlives_its_shell_and_keeps_its_config(lab: Lab) -> None:
     cluster = lab.cluster
     foreign = cluster.run("sbatch", "--parsable", "--output=/dev/null", "--wrap=sleep 900").strip()
     cluster.run("scontrol", "update", "partitionname=normal", "state=down")
+    # Each trial is two processes with a GPU each.
     shell = lab.shell(
         "submit", *QUICK, *LAUNCHER, "study.name=s", "lr=0.02,0.05", "trainer.max_epochs=20",
-        "callbacks.spy.pause_s=0.3",
+        "callbacks.spy.pause_s=0.3", "trainer.devices=2", "hydra.launcher.gpus_per_node=2",
     )  # fmt: skip
-    lab.until(lambda: shell.process.exitcode is not None, "it is submitted")
-    done = shell.done()
+    done = shell.done()  # and its shell is killed
     assert done.returncode == 0, done.stderr
     out = done.stdout
     for text in ("submitted 1 workers of s: job ", "lzsweep watch s", "lzsweep stop s", lab.uri):
@@ -44,6 +45,10 @@ def test_a_sweep_outlives_its_shell_and_keeps_its_config(lab: Lab) -> None:
     cluster.run("scancel", foreign)
     lab.until_done("s")
     lab.check("s", 2, n_epochs=20)
+    assert {s["device"] for s in lab.seen("s")} == {"0,1"}
+    for folder in (lab.folder / "multirun/s").glob("[0-9]*"):
+        check_resumed(folder, n_ranks=2)
+    assert (lab.folder / "multirun/s/report/index.html").exists()
     assert "blocks: 2" in (lab.folder / "multirun/s/0/config.yaml").read_text()
 
 
@@ -58,7 +63,6 @@ def test_what_the_limits_refuse_is_tried_again(lab: Lab) -> None:
     lab.until(lambda: "Slurm does not take the workers yet" in shell.said(), "it is refused")
     assert "MaxSubmit" in shell.said()
     cluster.run("scancel", "--qos=narrow", "--user=root")
-    shell.process.join(300)
     done = shell.done()
     assert done.returncode == 0, done.stderr
     out = done.stdout
@@ -90,3 +94,23 @@ def test_the_script_is_shown_and_nothing_submitted(lab: Lab) -> None:
     assert "\nmodule load cuda\n" in done.stdout
     assert lab.cluster.jobs() == {}
     assert not (lab.folder / "multirun").exists()
+
+
+def test_what_the_guide_says_of_a_site_is_submitted(lab: Lab) -> None:
+    ((name, body),) = blocks("cluster.md").items()
+    (lab.folder / name).parent.mkdir(parents=True)
+    (lab.folder / name).write_text(body)
+    commands = [words for page, words in COMMANDS if page == "cluster.md" and "submit" in words]
+    assert len(commands) == 3
+    for _, *words in commands:
+        done = lab.lzsweep("submit", "--dry-run", *(w for w in words if w != "--dry-run"))
+        assert done.returncode == 0, done.stderr
+        for line in (
+            "#SBATCH --partition=gpu",
+            "#SBATCH --account=lab",
+            "#SBATCH --comment=lzsweep",
+            "#SBATCH --time=720",
+            "source ~/venv/bin/activate",
+        ):
+            assert line in done.stdout.splitlines()
+    assert "#SBATCH --gpus-per-node=2" in done.stdout

@@ -2,7 +2,42 @@
 
 from __future__ import annotations
 
+import json
+import shlex
+import sys
+from collections import Counter
+
+from mlflow import MlflowClient
+
 from tests.cluster.conftest import LAUNCHER, QUICK, Lab
+
+
+def test_one_training_by_two_tasks_of_a_job_is_one_run(lab: Lab) -> None:
+    # As typed into a job script; the names of these nodes are no addresses.
+    command = (
+        sys.executable,
+        "-m",
+        "lzsweep",
+        *QUICK,
+        "trainer.devices=2",
+        "trainer.max_epochs=2",
+    )
+    job = lab.cluster.run(
+        "sbatch", "--parsable", "--ntasks-per-node=2", "--nodes=1", "--output=out",
+        f"--wrap=export MASTER_ADDR=127.0.0.1; srun {shlex.join(command)}",
+    ).strip()  # fmt: skip
+    lab.until(lambda: job not in lab.cluster.jobs(), "it is trained")
+    out = (lab.folder / "out").read_text()
+    assert out.count("\nrun ") == 1, out
+    client = MlflowClient(lab.uri)
+    run = client.get_run(out.partition("\nrun ")[2].split()[0])
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["lzsweep.slurm.job_id"] == job
+    steps = Counter(m.step for m in client.get_metric_history(run.info.run_id, "val/loss"))
+    assert steps == {4: 1, 8: 1}
+    files = (lab.folder / "outputs").rglob("seen.jsonl")
+    seen = [json.loads(line) for file in files for line in file.read_text().splitlines()]
+    assert sorted(s["rank"] for s in seen) == [0, 1]
 
 
 def test_three_workers_on_both_nodes_each_with_its_own_gpu(lab: Lab) -> None:

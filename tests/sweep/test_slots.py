@@ -7,15 +7,15 @@ import os
 import pytest
 
 from lzsweep.errors import UserError
-from lzsweep.sweep.slots import find_slots
+from lzsweep.sweep.slots import devices_per_trial, find_slots
 
 
 def shown(
-    monkeypatch: pytest.MonkeyPatch, mask: str, slots: str, per_device: int
+    monkeypatch: pytest.MonkeyPatch, mask: str, slots: str, per_device: int, per_trial: int = 1
 ) -> list[tuple[str | None, int, float]]:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", mask)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
-    return [(s.device, s.threads, s.share) for s in find_slots(slots, per_device)]
+    return [(s.device, s.threads, s.share) for s in find_slots(slots, per_device, per_trial)]
 
 
 def test_each_visible_device_is_a_slot(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,3 +51,25 @@ def test_no_number_of_slots_is_refused(monkeypatch: pytest.MonkeyPatch, slots: s
 def test_no_slot_a_device_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match=r"worker\.slots_per_device at least 1"):
         shown(monkeypatch, "0", "auto", 0)
+
+
+def test_a_trial_takes_several_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert shown(monkeypatch, "0,1,2,3,4", "auto", 1, 2) == [("0,1", 2, 2.0), ("2,3", 2, 2.0)]
+    assert shown(monkeypatch, "0,1", "1", 1, 2) == [("0,1", 4, 2.0)]
+    assert shown(monkeypatch, "0,1", "auto", 2, 2) == [("0,1", 2, 1.0)] * 2
+    assert shown(monkeypatch, "", "auto", 1, 2) == [(None, 1, 1.0)] * 4
+
+
+def test_more_devices_than_there_are_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match=r"got 4 and there are 2; .*gpus_per_node"):
+        shown(monkeypatch, "0,1", "auto", 1, 4)
+
+
+def test_the_trainer_says_how_many() -> None:
+    assert devices_per_trial({}) == devices_per_trial({"devices": "auto"}) == 1
+    assert devices_per_trial({"devices": "2"}) == devices_per_trial({"devices": 2}) == 2
+    for devices in (0, -1, "0,1", [0]):
+        with pytest.raises(UserError, match=r"trainer\.devices must be a number .*, but got"):
+            devices_per_trial({"devices": devices})
+    with pytest.raises(UserError, match=r"trains on one machine, but trainer\.num_nodes is 2"):
+        devices_per_trial({"devices": 1, "num_nodes": 2})

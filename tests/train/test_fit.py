@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
-from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from pytorch_lightning.callbacks import Callback
 
 from lzsweep.config import COSTS
@@ -353,12 +352,15 @@ def test_half_precision_keeps_the_weights_whole(make_config: MakeConfig, tmp_pat
 
 
 @pytest.mark.slow
-def test_two_devices_train_one_network(make_config: MakeConfig, tmp_path: Path) -> None:
+@pytest.mark.parametrize("strategy", ["auto", "ddp_fork"])
+def test_two_devices_train_one_network(
+    make_config: MakeConfig, tmp_path: Path, strategy: str
+) -> None:
     config = make_config(
-        trainer__strategy="ddp_fork", trainer__devices=2, trainer__use_distributed_sampler=False
+        trainer__strategy=strategy, trainer__devices=2, trainer__use_distributed_sampler=False
     )
 
-    metrics = train(config, folder=tmp_path, plugins=[LightningEnvironment()])
+    metrics = train(config, folder=tmp_path)
 
     # One of them logged, and what came back is of the best checkpoint.
     values = logged(tmp_path)
