@@ -12,7 +12,8 @@ def test_the_doctor_asks_from_a_compute_node(lab: Lab) -> None:
         "doctor", "--format", "json", "hydra/launcher=slurm", "hydra.launcher.mem_gb=1",
         "hydra.launcher.cpus_per_task=1",
     )  # fmt: skip
-    done = lab.lzsweep(*command)
+    well, ill = lab.shell(*command), lab.shell(*command, "tracking.uri=http://127.0.0.1:1")
+    done = well.done()
     assert done.returncode == 0, done.stdout + done.stderr
     found = {f["check"]: f for f in json.loads(done.stdout)}
     assert list(found) == [
@@ -20,8 +21,8 @@ def test_the_doctor_asks_from_a_compute_node(lab: Lab) -> None:
     ]  # fmt: skip
     assert all(f["ok"] for f in found.values())
     assert lab.uri in found["MLflow"]["text"]
+    done = ill.done()
     assert not list(lab.folder.glob(".probe*"))
-    done = lab.lzsweep(*command, "tracking.uri=http://127.0.0.1:1")
     assert done.returncode == 1
     found = {f["check"]: f for f in json.loads(done.stdout)}
     assert not found["MLflow"]["ok"]

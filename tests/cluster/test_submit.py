@@ -12,7 +12,7 @@ def test_a_sweep_outlives_its_shell_and_keeps_its_config(lab: Lab) -> None:
     cluster.run("scontrol", "update", "partitionname=normal", "state=down")
     # Each trial is two processes with a GPU each.
     shell = lab.shell(
-        "submit", *QUICK, *LAUNCHER, "study.name=s", "lr=0.02,0.05", "trainer.max_epochs=20",
+        "submit", *QUICK, *LAUNCHER, "study.name=s", "lr=0.02,0.05", "trainer.max_epochs=12",
         "callbacks.spy.pause_s=0.3", "trainer.devices=2", "hydra.launcher.gpus_per_node=2",
     )  # fmt: skip
     done = shell.done()  # and its shell is killed
@@ -44,7 +44,7 @@ def test_a_sweep_outlives_its_shell_and_keeps_its_config(lab: Lab) -> None:
     assert resumed.returncode == 0, resumed.stderr
     cluster.run("scancel", foreign)
     lab.until_done("s")
-    lab.check("s", 2, n_epochs=20)
+    lab.check("s", 2, n_epochs=12)
     assert {s["device"] for s in lab.seen("s")} == {"0,1"}
     for folder in (lab.folder / "multirun/s").glob("[0-9]*"):
         check_resumed(folder, n_ranks=2)
