@@ -146,7 +146,6 @@ def record(conf: tuple[str, ...] = ()) -> Record:
         conf=conf,
         config_name="config",
         tracking_uri="",
-        parent_run_id=None,
         command=(),
         cwd="",
         code={},

@@ -15,6 +15,7 @@ from hydra.utils import get_class, get_method
 from omegaconf import OmegaConf
 
 from lzsweep import config
+from lzsweep.commands import compose_sweep
 from lzsweep.errors import ConfigError
 from lzsweep.sweep.plugin import PullSweeper  # noqa: F401  # its schema is part of the tree
 
@@ -53,6 +54,28 @@ def test_every_ready_made_sweep_composes_and_says_what_it_asks(sweep: Path) -> N
     header = (CONF / "sweeps" / sweep).read_text().splitlines()
     assert header[0] == "# @package _global_"
     assert any(f"lzsweep -m sweeps={sweep.with_suffix('')}" in line for line in header)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "launcher"),
+    [
+        (["sweeps=demo"], "basic"),
+        (["sweeps=cluster"], "slurm"),
+        (["sweeps=cluster", "hydra/launcher=local"], "local"),
+        (["sweeps=mine"], "local"),
+        (["--config-dir", "elsewhere", "sweeps=theirs", "lr=0.1,0.2"], "slurm"),
+    ],
+)
+def test_a_sweep_may_choose_its_launcher_and_a_command_line_another(
+    work: Path, arguments: list[str], launcher: str
+) -> None:
+    for file, choice in (("conf/sweeps/mine", "local"), ("elsewhere/sweeps/theirs", "slurm")):
+        path = work / f"{file}.yaml"
+        path.parent.mkdir(parents=True)
+        path.write_text(
+            f"# @package _global_\ndefaults:\n  - override /hydra/launcher: {choice}\n"
+        )
+    assert compose_sweep(arguments).hydra.runtime.choices["hydra/launcher"] == launcher
 
 
 @pytest.mark.parametrize("option", [o for o in OPTIONS if o.split("=")[0] in GROUPS])

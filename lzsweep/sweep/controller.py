@@ -10,8 +10,9 @@ import json
 import logging
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,13 @@ from lzsweep.sweep.study import Study
 from lzsweep.sweep.syntax import fill, parse_space
 from lzsweep.tracking.client import redact, resolve_uri
 from lzsweep.tracking.recorder import has_recorder
-from lzsweep.tracking.runs import COMMIT_TAG, close_parent, code_version, open_parent
+from lzsweep.tracking.runs import (
+    COMMIT_TAG,
+    begin_parent,
+    close_parent,
+    code_version,
+    open_parent,
+)
 from lzsweep.train.run import data_version
 
 N_TRIALS = 20
@@ -156,16 +163,16 @@ class Controller:
         _warn_of_other_data(study, record.data)
         if until is not None:
             study.set_teacher(cfg.study.warm_start, until)
-        if has_recorder(cfg.logger) and not study.is_done():
-            study.set_parent_run(
-                open_parent(
-                    study.record.folder,
-                    uri,
-                    experiment=cfg.tracking.experiment,
-                    study=name,
-                    tags=code_version(),
-                    description=_question(study),
-                )
+        if study.record.is_recorded and not study.is_done():
+            begin: Callable[..., object] = begin_parent
+            if cfg.worker.wait:  # else its workers open it: to import MLflow takes too long here
+                begin = partial(open_parent, uri=uri)
+            begin(
+                study.record.folder,
+                experiment=cfg.tracking.experiment,
+                study=name,
+                tags=code_version(),
+                description=_question(study),
             )
         self._say(
             f"{'new study' if is_new else 'joined study'} {name}: "
@@ -195,7 +202,7 @@ class Controller:
             conf=frozen(sources(self._context.config_loader), folder),
             config_name=cfg.hydra.job.config_name,
             tracking_uri=redact(resolve_uri(cfg.tracking.uri)),
-            parent_run_id=None,
+            is_recorded=has_recorder(cfg.logger),
             command=(*cfg.hydra.overrides.hydra, *cfg.hydra.overrides.task),
             cwd=str(Path.cwd()),
             code=code_version(),
@@ -283,7 +290,7 @@ class Controller:
         try:
             ids = workers.submit(jobs)
         except LzsweepError:
-            if study.record.parent_run_id and not any(
+            if study.record.is_recorded and not any(
                 t.state == "running" for t in study.trials()
             ):
                 close_parent(study.record.folder, self._config.tracking.uri, "KILLED")
@@ -298,7 +305,7 @@ class Controller:
             f" go on: lzsweep resume {study.name}"
         )
         if not self._config.worker.wait:
-            if study.record.parent_run_id:
+            if study.record.is_recorded:
                 self._say(_how_to_look(study))
             return
         with show_progress(study, self._console):
@@ -339,7 +346,7 @@ class Controller:
                 )
         if command := write_best(study):
             self._say(f"{say_again(study.record)}: {command}")
-        if study.record.parent_run_id:
+        if study.record.is_recorded:
             self._say(_how_to_look(study))
         if done or study.stopped():
             for label, link in finish_study(study, self._config.tracking.uri).items():
@@ -350,7 +357,7 @@ class Controller:
         if reason := study.stopped():
             raise LzsweepError(f"study {study.name} was stopped: {reason}")
         if not done:
-            if study.record.parent_run_id and not any(t.state == "running" for t in trials):
+            if study.record.is_recorded and not any(t.state == "running" for t in trials):
                 close_parent(study.record.folder, self._config.tracking.uri, "KILLED")
             raise LzsweepError(
                 f"study {study.name} is not complete; the same command goes on with it"

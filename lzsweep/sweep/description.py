@@ -35,7 +35,7 @@ def find_links(findings: Findings, uri: str) -> dict[str, str]:
 
     Empty where the study has no runs or the server does not say.
     """
-    parent = findings.record.parent_run_id
+    parent = run_id_of(findings.record.folder)
     if parent is None:
         return {}
     try:

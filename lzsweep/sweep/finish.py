@@ -32,7 +32,7 @@ def renew_report(study: Study, uri: str) -> Path:
     findings = gather(study, write_best(study))
     folder = Path(study.record.folder)
     page = write_report(findings, folder / REPORT_NAME, absolute(find_links(findings, uri), uri))
-    if study.record.parent_run_id is not None:
+    if study.record.is_recorded:
         with Journal(folder) as journal:
             journal.artifact(REPORT_NAME)
         try:
@@ -55,7 +55,7 @@ def finish_study(study: Study, uri: str) -> dict[str, str]:
     paths = find_links(findings, uri)
     links = absolute(paths, uri)
     has_report = write_report_aside(findings, folder / REPORT_NAME, links)
-    if study.record.parent_run_id is None:
+    if not study.record.is_recorded:
         return links
     with Journal(folder) as journal:
         is_open = journal.status == "RUNNING"

@@ -80,6 +80,7 @@ class Record:
     Attributes:
         space: searched key -> its sweep, as people read it.
         tree: the search space itself, as `Space.to_json` gives it.
+        is_recorded: the study and its trials have runs in MLflow.
     """
 
     space: Mapping[str, str]
@@ -92,7 +93,6 @@ class Record:
     conf: tuple[str, ...]
     config_name: str
     tracking_uri: str
-    parent_run_id: str | None
     command: tuple[str, ...]
     cwd: str
     code: Mapping[str, str]
@@ -100,6 +100,7 @@ class Record:
     resource: Resource = "epochs"
     rung: float = 1.0
     seeds: int = 1
+    is_recorded: bool = False
     data: Mapping[str, str] = field(default_factory=dict)
 
     @property

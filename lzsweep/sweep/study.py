@@ -94,10 +94,6 @@ class Study:
     def n_trials(self) -> int:
         return self.budget.n_trials
 
-    def set_parent_run(self, run_id: str) -> None:
-        record = self._study.user_attrs["record"]
-        self._study.set_user_attr("record", {**record, "parent_run_id": run_id})
-
     def set_deciders(
         self, sampler: BaseSampler, pruner: BasePruner, lessons: Sequence[FrozenTrial] = ()
     ) -> None:

@@ -144,8 +144,7 @@ class Worker:
         self._space = study.space
         worker, n_devices = cfg.worker, devices_per_trial(cfg.trainer)
         self._slots = find_slots(str(worker.slots), worker.slots_per_device, n_devices)
-        # The study has a run of its own if its trials are to have some.
-        self._recorder = Recorder(**cfg.tracking) if self._record.parent_run_id else None
+        self._recorder = Recorder(**cfg.tracking) if self._record.is_recorded else None
         self._lock = threading.Lock()
         self._running: dict[int, Attempt] = {}  # row -> its attempt
         self._unheard: set[int] = set()  # slots whose last claim got no answer
@@ -258,8 +257,7 @@ class Worker:
             params=trial.params if seed is None else {**trial.params, "seed": seed},
             tags=tags if seed is None else {**tags, "lzsweep.seed": str(seed)},
             config=OmegaConf.to_yaml(OmegaConf.create(config)),
-            parent_run_id=self._record.parent_run_id if seed is None else None,
-            parent_folder=None if seed is None else folder.parent,
+            parent_folder=folder.parent,
         )
 
     def _compose(self, trial: Trial, seed: int | None = None) -> dict[str, Any]:

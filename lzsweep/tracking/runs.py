@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from contextlib import closing
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from lzsweep.errors import TrackingError
 from lzsweep.tracking.client import (
@@ -134,27 +135,24 @@ def _check_file(file: Path) -> None:
         )
 
 
-def open_parent(
+def begin_parent(
     folder: Path | str,
-    uri: str,
     *,
     experiment: str,
     study: str,
     tags: Mapping[str, str] | None = None,
     description: str = "",
-) -> str:
-    """Make the parent run of a study, or take it up again, and return its id.
+) -> None:
+    """Begin the parent run of a study, or take it up again, in its journal.
+
+    The server hears of it by `open_parent`, or with the first run below it that is delivered.
 
     Args:
         folder: The study's folder; the journal of the run is kept there.
-        uri: The tracking server.
         experiment: MLflow experiment.
         study: Name of the study and of the run.
         tags: Further tags.
         description: Markdown, shown on the run's page.
-
-    Raises:
-        TrackingError: The server does not answer or refuses the run.
     """
     notes = {"lzsweep.kind": "study", "lzsweep.study": study, **(tags or {})}
     if description:
@@ -163,6 +161,20 @@ def open_parent(
         journal.start(
             experiment=experiment, name=study, tags=notes, key=f"study {study} of {experiment}"
         )
+
+
+def open_parent(folder: Path | str, uri: str, **run: Any) -> str:
+    """Begin the parent run of a study as `begin_parent`, make it on the server, return its id.
+
+    Args:
+        folder: The study's folder.
+        uri: The tracking server.
+        **run: As for `begin_parent`.
+
+    Raises:
+        TrackingError: The server does not answer or refuses the run.
+    """
+    begin_parent(folder, **run)
     deliver(folder, uri, wait_s=60)
     run_id = run_id_of(folder)
     if run_id is None:

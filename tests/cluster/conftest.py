@@ -162,15 +162,24 @@ class Lab:
     def study(self, name: str) -> Study:
         return open_study(self.storage, name)
 
-    def until(self, condition: Callable[[], bool], what: str, timeout_s: float = 900) -> None:
+    def until(self, condition: Callable[[], bool], what: str, timeout_s: float = 600) -> None:
         self.cluster.until(condition, what, timeout_s)
 
-    def until_done(self, name: str, timeout_s: float = 900) -> None:
+    def hurry(self, name: str) -> None:
+        """Let the spies of a study wait no longer: all that was to be seen was seen."""
+        (self.folder / "multirun" / name / "hurry").touch()
+
+    def until_done(self, name: str, timeout_s: float = 600) -> None:
         """Wait until a study and all of its jobs are at their end."""
         study = self.study(name)
+        jobs = study.jobs()
+
+        def is_over() -> bool:
+            return not any(task.partition("_")[0] in jobs for task in self.cluster.jobs())
+
         try:
             self.until(study.is_done, f"{name} is done", timeout_s)
-            self.until(lambda: not self.cluster.jobs(), "its jobs end", 120)
+            self.until(is_over, "its jobs end", 120)
         except AssertionError as error:
             raise AssertionError(f"{error}\n{study.trials()}\n{self.said(name)}") from error
 

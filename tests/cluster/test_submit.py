@@ -43,6 +43,7 @@ def test_a_sweep_outlives_its_shell_and_keeps_its_config(lab: Lab) -> None:
     resumed = lab.lzsweep("resume", "s")
     assert resumed.returncode == 0, resumed.stderr
     cluster.run("scancel", foreign)
+    lab.hurry("s")
     lab.until_done("s")
     lab.check("s", 2, n_epochs=12)
     assert {s["device"] for s in lab.seen("s")} == {"0,1"}

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from lzsweep.sweep.studies import open_study
-from tests.sweep.conftest import Cli, check_study
+from lzsweep.tracking.runs import COMMIT_TAG
+from tests.sweep.conftest import FAULTY, Cli, check_study, find_runs
 from tests.sweep.fork import (
     StartFork,
     let_go_on,
@@ -58,3 +59,22 @@ def test_stopped_from_another_process_and_resumed(cli: Cli, faulty: Path, fork: 
     check_study(cli, faulty, "x", 2)
     assert attempts(2) == [2, 2]
     assert all(t.retries == 0 for t in trials_of("x")), "a wanted stop is free"
+
+
+def test_code_that_the_study_did_not_begin_with_is_told_and_tagged(
+    cli: Cli, faulty: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    command = ("-m", *FAULTY, "study.name=v", "lr=0.1,0.2")
+    code, _, err = cli(*command, "study.n_trials=1")
+    assert code == 0, err
+    kept = open_study("sqlite:///lzsweep.db", "v")._study
+    record = kept.user_attrs["record"]
+    former = "0" * 40
+    kept.set_user_attr("record", {**record, "code": {**record["code"], COMMIT_TAG: former}})
+    code, _, err = cli(*command, "study.n_trials=2")
+    assert code == 0, err
+    assert f"the study began with code {former}, this is code" in err + caplog.text
+    _, runs = find_runs(faulty)
+    tags = {r.data.tags["lzsweep.trial"]: r.data.tags for r in runs}
+    assert tags["1"]["lzsweep.code.study_began_with"] == former
+    assert "lzsweep.code.study_began_with" not in tags["0"]

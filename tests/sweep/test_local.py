@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -11,12 +12,17 @@ from tests.sweep.conftest import Cli, check_study
 pytestmark = pytest.mark.slow
 
 
-def test_workers_as_processes_of_this_machine(cli: Cli, work: Path) -> None:
+@pytest.mark.parametrize("launcher", ["local", "joblib"])
+def test_workers_as_processes_of_this_machine(cli: Cli, work: Path, launcher: str) -> None:
+    if launcher == "joblib" and find_spec("hydra_plugins.hydra_joblib_launcher") is None:
+        pytest.skip("hydra-joblib-launcher is not installed")
     out = cli.sweep(
-        "study.name=p", "hydra/launcher=local", "network=tiny", "lr=0.01,0.02,0.05",
+        "study.name=p", f"hydra/launcher={launcher}", "network=tiny", "lr=0.01,0.02,0.05",
         "worker.count=1", "hydra/sweeper/pruner=none",
     )  # fmt: skip
     assert "p: 3 of 3 trials finished (3 complete)" in out
     check_study(cli, work, "p", 3)
+    if launcher == "joblib":
+        return
     logs = list((work / "multirun/p/.submitit").rglob("*.out"))
     assert any("Job completed successfully" in log.read_text() for log in logs)

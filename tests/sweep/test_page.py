@@ -59,7 +59,6 @@ def record(folder: Path, **changes: Any) -> Record:
         "conf": (),
         "config_name": "config",
         "tracking_uri": "sqlite:///mlflow.db",
-        "parent_run_id": None,
         "command": ("sweeps=demo",),
         "cwd": "/",
         "code": {"lzsweep.version.torch": "2"},

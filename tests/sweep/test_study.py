@@ -50,7 +50,6 @@ def make_record(lr: str = "0.1", space: Space = LINE) -> Record:
         conf=(),
         config_name="config",
         tracking_uri="",
-        parent_run_id=None,
         command=(),
         cwd="/tmp",
         code={},
