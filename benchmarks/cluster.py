@@ -60,10 +60,10 @@ def utilisation(folder: Path, *, quick: bool) -> Iterator[Row]:
             "cluster-stock", few, "hydra/launcher=submitit_slurm", *JOB,
             "hydra/sweeper/sampler=grid",
         )  # fmt: skip
-    shares = [_busy(o) / places_s(o.spans) for o in (ours, stock)]
-    yield Row("utilisation_vs_stock", STOCK, *shares, "of the slots' time", ">= 1")
-    starts = [min(s.began for s in o.spans) - o.began for o in (ours, stock)]
-    yield Row("start", STOCK, *starts, "s to the first training", "<= 1.5")
+    mine, theirs = (_busy(o) / places_s(o.spans) for o in (ours, stock))
+    yield Row("utilisation_vs_stock", STOCK, mine, theirs, "of the slots' time", ">= 1")
+    mine, theirs = (min(s.began for s in o.spans) - o.began for o in (ours, stock))
+    yield Row("start", STOCK, mine, theirs, "s to the first training", "<= 1.5")
 
 
 GROUPS: dict[str, Callable[..., Iterator[Row]]] = {

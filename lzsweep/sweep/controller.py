@@ -290,9 +290,7 @@ class Controller:
         try:
             ids = workers.submit(jobs)
         except LzsweepError:
-            if study.record.is_recorded and not any(
-                t.state == "running" for t in study.trials()
-            ):
+            if study.record.is_recorded and not any(t.state == "running" for t in study.trials()):
                 close_parent(study.record.folder, self._config.tracking.uri, "KILLED")
             raise
         study.add_jobs(ids)

@@ -24,6 +24,9 @@ def start_forkserver() -> None:
     global _started
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["lzsweep.sweep.preload"])
+    if multiprocessing.get_start_method() not in multiprocessing.get_all_start_methods():
+        # Children are told this process's own, and nobody else knows joblib's.
+        multiprocessing.set_start_method("forkserver", force=True)
     forkserver.ensure_running()
     if not _started:
         atexit.register(_end_forkserver, os.getpid())

@@ -33,6 +33,7 @@ import psutil
 from lzsweep.errors import LzsweepError
 from lzsweep.sweep.output import take_over_output
 from lzsweep.sweep.record import Resource
+from lzsweep.train.parent import die_with_parent
 from lzsweep.train.run import objectives_of
 
 LOG_NAME = "trial.log"
@@ -193,8 +194,6 @@ def die_with_forkserver() -> None:
 
     The end of the pipe says the same, but a hanging process does not hear it.
     """
-    from lzsweep.train.ranks import die_with_parent  # imports torch
-
     if sys.platform != "linux":
         return
     die_with_parent()

@@ -8,7 +8,6 @@ the run; the other leaves who knows the run without the exceptions of its traini
 
 from __future__ import annotations
 
-import ctypes
 import multiprocessing
 import os
 import signal
@@ -26,13 +25,13 @@ from lightning_fabric.plugins.environments.lightning import find_free_network_po
 
 from lzsweep.errors import LzsweepError
 from lzsweep.train.environment import count_devices, is_started_outside
+from lzsweep.train.parent import die_with_parent
 
 GRACE_S = 30.0
 """Time that the others have to end after this process, and it after one of them."""
 DEATH_S = 1.0
 """Time between the end of a process's connections and its own."""
 
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _BY_LIGHTNING = ("fork", "spawn", "notebook")
 
 _fork = multiprocessing.get_context("fork")
@@ -103,12 +102,6 @@ def companions(n: int, follow: Callable[[], object]) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def die_with_parent() -> None:
-    """Ask Linux to kill this process when its parent is gone."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
 def _follow(rank: int, follow: Callable[[], object], telling: Connection) -> None:
     die_with_parent()
     os.environ["LOCAL_RANK"] = str(rank)
@@ -142,10 +135,11 @@ def _fault(others: Sequence[ForkProcess], heard: Connection) -> BaseException | 
 
 def _end_with(others: Sequence[ForkProcess], over: threading.Event) -> None:
     """End this process if another rank is gone: on GPUs its wait for that one may never end."""
-    left = {p.sentinel: p for p in others}
+    left = list(others)
     while left and not over.is_set():
-        for sentinel in wait(list(left), timeout=1.0):
-            process = left.pop(int(sentinel))  # type: ignore[call-overload]
+        ready = wait([process.sentinel for process in left], timeout=1.0)
+        for process in [p for p in left if p.sentinel in ready]:
+            left.remove(process)
             if process.exitcode and not over.wait(GRACE_S):
                 print(f"{process.name} ended with exit code {process.exitcode}", file=sys.stderr)
                 os._exit(1)

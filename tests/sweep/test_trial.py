@@ -14,11 +14,11 @@ from multiprocessing.connection import Connection
 import psutil
 import pytest
 
-from lzsweep.sweep.trial import NonFinite, check_finite, die_with_parent, reason_of
+from lzsweep.sweep.trial import NonFinite, check_finite, die_with_forkserver, reason_of
 
 
 def _hang(pipe: Connection) -> None:
-    die_with_parent()
+    die_with_forkserver()
     pipe.send(os.getpid())
     ctypes.PyDLL(None).sleep(600)  # with Python's lock: no thread of ours runs any more
 
