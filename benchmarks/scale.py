@@ -35,11 +35,10 @@ from lzsweep.sweep.storage import open_storage
 from lzsweep.sweep.studies import create_study, open_study
 from lzsweep.sweep.study import Study
 from lzsweep.sweep.worker import Worker
+from lzsweep.tracking.postgres import MAX_CONNECTIONS
 
 N_WORKERS = 64
 N_TRIALS = 1000
-MAX_CONNECTIONS = 100
-"""What PostgreSQL allows where nobody has set it."""
 _fork = multiprocessing.get_context("fork")
 
 
@@ -72,7 +71,7 @@ def rows(folder: Path, *, quick: bool) -> Iterator[Row]:
     yield Row("scale_rate", whom, rate, peer, "trials/s", ">= 0.5")
     yield Row("scale_longest_ask", whom, ours.longest_s, plain.longest_s, "s", "<= 2")
     yield Row("scale_errors", "trials", ours.n_faults, ours.n_told, "", "<= 0")
-    most = "connections that PostgreSQL allows unasked"
+    most = "connections that the shared server's PostgreSQL allows"
     yield Row("scale_connections", most, ours.n_connections, MAX_CONNECTIONS, "", "<= 1")
 
 
