@@ -26,7 +26,6 @@ from lzsweep.commands import NAMES, run_command
 from lzsweep.config import OwnConf, conf_dir, register_schemas
 from lzsweep.errors import LzsweepError, UserError, nearest
 from lzsweep.explain import explain
-from lzsweep.sweep.forkserver import start_forkserver
 from lzsweep.sweep.plugin import PullSweeper
 
 _failed: list[LzsweepError | OmegaConfBaseException] = []
@@ -105,8 +104,6 @@ def _run_hydra(arguments: list[str]) -> int:
         Plugins.instance().register(plugin)
     # Hydra prints its own errors and exits with 1; this makes it leave them to us.
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    if _trains_here(arguments):
-        start_forkserver()  # its imports of many seconds run beside Hydra's and the checks
     argv, sys.argv = sys.argv, ["lzsweep", *arguments]
     try:
         hydra.main(config_path=str(conf_dir()), config_name="config")(task)()
@@ -115,14 +112,6 @@ def _run_hydra(arguments: list[str]) -> int:
     if _failed:
         raise _failed.pop()
     return 0
-
-
-def _trains_here(arguments: Sequence[str]) -> bool:
-    """Whether this is a sweep whose trials this process will train; a wrong guess costs little."""
-    elsewhere = ("hydra/launcher=", "hydra/sweeper=", "-", "worker.dry_run=")
-    return bool({"-m", "--multirun"} & set(arguments)) and not any(
-        a.startswith(elsewhere) for a in arguments if a not in ("-m", "--multirun")
-    )
 
 
 def _refuse_unknown_word(arguments: Sequence[str]) -> None:

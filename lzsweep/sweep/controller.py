@@ -29,9 +29,9 @@ from lzsweep.sweep.budget import Budget, parse_time
 from lzsweep.sweep.checks import check_sweep
 from lzsweep.sweep.finish import finish_study
 from lzsweep.sweep.folder import freeze, frozen, take_folder
-from lzsweep.sweep.forkserver import start_forkserver
 from lzsweep.sweep.lesson import find_lessons
 from lzsweep.sweep.page import PAGE_NAME, REPORT_NAME
+from lzsweep.sweep.plugin import is_basic
 from lzsweep.sweep.points import read_points
 from lzsweep.sweep.probe import probe
 from lzsweep.sweep.progress import show_progress
@@ -82,9 +82,8 @@ class Controller:
         self._context = hydra_context
         self._task = task_function
         self._console = make_console()
-        target = str(config.hydra.launcher._target_)
-        self._is_basic = target.endswith("BasicLauncher")
-        self._is_slurm = is_slurm(target)
+        self._is_basic = is_basic(config)
+        self._is_slurm = is_slurm(str(config.hydra.launcher._target_))
 
     def run(self, arguments: Sequence[str]) -> None:
         """Check, open or join the study, launch the workers, show how it goes, sum up.
@@ -94,8 +93,6 @@ class Controller:
             UserError: a database, a server, the data or another study stands in the way.
             LzsweepError: the study did not come to its end.
         """
-        if self._is_basic:
-            start_forkserver()  # its imports run beside the checks
         cfg = self._config
         loader = self._context.config_loader
         live = make_loader(sources(loader))

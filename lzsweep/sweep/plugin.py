@@ -11,6 +11,13 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
+from lzsweep.sweep.forkserver import start_forkserver
+
+
+def is_basic(config: DictConfig) -> bool:
+    """Whether the launcher runs the worker in this process."""
+    return str(config.hydra.launcher._target_).endswith("BasicLauncher")
+
 
 class PullSweeper(Sweeper):
     """Opens or joins a study and launches `worker.count` workers that pull its trials."""
@@ -27,8 +34,11 @@ class PullSweeper(Sweeper):
         self.config = config
 
     def sweep(self, arguments: list[str]) -> Any:
+        assert self.config is not None
+        if is_basic(self.config):
+            # The trials will be forked here; their imports run beside ours and the checks.
+            start_forkserver()
         from lzsweep.sweep.controller import Controller
 
         assert self.hydra_context is not None
-        assert self.config is not None
         return Controller(self.config, self.hydra_context, self.task_function).run(arguments)
