@@ -76,7 +76,8 @@ def open_storage(url: str) -> RDBStorage:
             {"connect_args": {"timeout": 60}} if is_sqlite else {"pool_pre_ping": True}
         )
         # Optuna creates its tables without a lock, and two first workers would collide.
-        with warnings.catch_warnings(), database_lock(sqlalchemy.create_engine(url), "lzsweep"):
+        once = sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool)  # keeps no connection
+        with warnings.catch_warnings(), database_lock(once, "lzsweep"):
             warnings.simplefilter("ignore", ExperimentalWarning)
             storage = RDBStorage(
                 url,

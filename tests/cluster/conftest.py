@@ -24,6 +24,7 @@ from lzsweep.cli import main
 from lzsweep.sweep.record import Trial
 from lzsweep.sweep.studies import open_study
 from lzsweep.sweep.study import Study
+from lzsweep.tracking.postgres import MAX_CONNECTIONS
 from tests.cluster.slurm import Cluster, free_ports, missing
 from tests.sweep.conftest import postgres_folder  # noqa: F401
 from tests.tracking.conftest import Server, empty_database, server  # noqa: F401
@@ -89,7 +90,8 @@ def postgres_tcp(postgres_folder: Path) -> Iterator[str]:  # noqa: F811
             bin_path=database.bin_path, user=database.system_user,
         )  # fmt: skip
 
-    control("-l", str(data / "log"), "-o", f"-h 127.0.0.1 -p {port} -k {data}", "start")
+    options = f"-h 127.0.0.1 -p {port} -k {data} -c max_connections={MAX_CONNECTIONS}"
+    control("-l", str(data / "log"), "-o", options, "start")
     yield f"postgresql://postgres@127.0.0.1:{port}"
     control("-m", "fast", "stop")
 
