@@ -92,6 +92,7 @@ def open_storage(url: str) -> RDBStorage:
         ) from error
     if is_sqlite:
         _begin_immediate(storage.engine)
+    storage.engine.dispose()  # setting up took several connections, work takes one
     return storage
 
 
@@ -107,8 +108,6 @@ def _begin_immediate(engine: sqlalchemy.Engine) -> None:
     @sqlalchemy.event.listens_for(engine, "begin")
     def _(connection: sqlalchemy.Connection) -> None:
         connection.exec_driver_sql("BEGIN IMMEDIATE")
-
-    engine.dispose()
 
 
 @contextmanager
