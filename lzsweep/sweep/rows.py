@@ -25,9 +25,18 @@ OpenRows = frozenset[tuple[int, str]]
 
 
 def begin_row(
-    storage: RDBStorage, row: int, params: Mapping[str, tuple[BaseDistribution, Value]]
+    storage: RDBStorage,
+    row: int,
+    params: Mapping[str, tuple[BaseDistribution, Value]],
+    claim: Mapping[str, Any],
 ) -> None:
-    """Give a running row, which has no heartbeat yet, its first one and parameters.
+    """Give a running row its claim and with it all else: who sees that sees the parameters.
+
+    Args:
+        storage: with the row.
+        row: Optuna's id; it has no heartbeat yet and gets its first one.
+        params: that it lacks: Optuna's name -> distribution and value.
+        claim: whose it is.
 
     Raises:
         UpdateFinishedTrialError: somebody ended the row.
@@ -43,6 +52,9 @@ def begin_row(
                 distribution,
                 distribution,
             )
+        storage._set_trial_attr_without_commit(
+            session, models.TrialUserAttributeModel, row, "claim", dict(claim)
+        )
         session.add(models.TrialHeartbeatModel(trial_id=row))
 
 

@@ -21,7 +21,6 @@ from dataclasses import asdict
 from datetime import datetime
 from functools import cached_property
 from statistics import fmean
-from typing import Any
 
 import optuna
 from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
@@ -274,26 +273,26 @@ class Study:
             retries = [t for t in waiting if t.attempt > 1]
             queued = [*retries, *waiting]
             try:
-                row = self._start(queued[0].row, mark) if queued else self._create(mark)
+                row = self._start(queued[0].row) if queued else self._create()
                 frozen = row._cached_frozen_trial
                 new = propose(self._study, frozen, self.space, known, self._lessons)
-                begin_row(self._storage, row._trial_id, new)
+                begin_row(self._storage, row._trial_id, new, mark)
             except UpdateFinishedTrialError:
                 return None  # the database was lost, and the lock with it: others ended this row
-            frozen.distributions |= {name: d for name, (d, _) in new.items()}
-            frozen.params |= {name: value for name, (_, value) in new.items()}
+            frozen.distributions = frozen.distributions | {n: d for n, (d, _) in new.items()}
+            frozen.params = frozen.params | {name: value for name, (_, value) in new.items()}
+            frozen.set_user_attr("claim", mark)
             return Claim(trial_of(frozen), row._trial_id)
 
-    def _create(self, mark: Mapping[str, Any]) -> optuna.Trial:
-        # As Study.ask, which would look for a waiting trial once more and write no claim.
+    def _create(self) -> optuna.Trial:
+        # As Study.ask, which would look for a waiting trial once more: there is none.
         self._study._thread_local.cached_all_trials = None
-        template = create_trial(state=TrialState.RUNNING, user_attrs={"claim": dict(mark)})
-        row = self._study._storage.create_new_trial(self._study._study_id, template)
-        return optuna.Trial(self._study, row)
+        return optuna.Trial(
+            self._study, self._study._storage.create_new_trial(self._study._study_id)
+        )
 
-    def _start(self, row: int, mark: Mapping[str, Any]) -> optuna.Trial:
+    def _start(self, row: int) -> optuna.Trial:
         self._storage.set_trial_state_values(row, TrialState.RUNNING)
-        self._storage.set_trial_user_attr(row, "claim", dict(mark))
         return optuna.Trial(self._study, row)
 
     def may_claim(self, trials: Sequence[Trial] | None = None) -> bool:

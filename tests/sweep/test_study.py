@@ -22,7 +22,6 @@ from lzsweep.errors import UserError
 from lzsweep.sweep import storage
 from lzsweep.sweep import study as study_module
 from lzsweep.sweep.budget import Budget
-from lzsweep.sweep.process import this_process
 from lzsweep.sweep.record import Claim, Record, Trial
 from lzsweep.sweep.space import Parameter, Space
 from lzsweep.sweep.studies import create_study, list_studies, open_study
@@ -253,12 +252,10 @@ def test_a_database_in_no_folder_and_one_that_does_not_answer(tmp_path: Path) ->
         open_study("lzsweep.db", "s")
 
 
-@pytest.mark.parametrize("host", ["here", "elsewhere"])
 def test_a_worker_killed_between_its_claim_and_the_first_heartbeat(
-    host: str, url: str, monkeypatch: pytest.MonkeyPatch
+    url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(storage, "GRACE_S", 2)
-    place = this_process() if host == "here" else {**this_process(), "host": host}
 
     def die(*_: Any) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -266,19 +263,14 @@ def test_a_worker_killed_between_its_claim_and_the_first_heartbeat(
     def claim_and_die() -> None:
         study = make_study(url, n_trials=1)
         monkeypatch.setattr(study_module, "begin_row", die)
-        if host == "elsewhere":
-            monkeypatch.setattr(study_module, "this_process", lambda: place)
         study.claim("w")
 
     study = make_study(url, n_trials=1)
     assert in_fork(claim_and_die) == -signal.SIGKILL
     assert [t.state for t in study.trials()] == ["running"]
-    assert study.claim("w") is None, "nobody has noticed yet"
-    stale = study.stale()
-    assert bool(stale) == (host == "here"), "a worker elsewhere may be about to beat"
-    while not stale:
+    assert study.claim("w") is None, "it may live and be about to beat"
+    while not (stale := study.stale()):
         time.sleep(0.1)
-        stale = study.stale()
     assert study.retry(stale[0], "lost", max_retries=3)
     claim = must_claim(study)
     assert (claim.trial.number, claim.trial.attempt) == (0, 2)
@@ -303,6 +295,20 @@ def test_a_claim_whose_answer_was_lost_is_found_again(url: str) -> None:
     assert study.unheard("w") == claim
     study.tell(claim, "complete", [1.0])
     assert study.unheard("w") is None
+
+
+def test_who_sees_a_claim_sees_its_parameters(url: str) -> None:
+    class Watched(RandomSampler):
+        def sample_independent(self, study: Any, trial: Any, name: str, of: Any) -> Any:
+            (seen,) = other.trials()
+            assert (seen.state, seen.worker, seen.params) == ("running", None, {})
+            return super().sample_independent(study, trial, name, of)
+
+    study, other = make_study(url), make_study(url)
+    study.set_deciders(Watched(seed=1), NopPruner())
+    claim = must_claim(study)
+    (seen,) = other.trials()
+    assert (seen.worker, seen.params) == ("w", claim.trial.params)
 
 
 def test_a_claim_that_was_taken_up_while_it_was_made_is_none(url: str) -> None:
