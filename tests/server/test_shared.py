@@ -177,6 +177,7 @@ def test_an_upload_that_breaks_off_leaves_nothing(shared: SharedServer) -> None:
         folder = shared.home / "artifacts" / "broken"
         wait_for(lambda: folder.is_dir() and any(folder.iterdir()))  # it began to write
     wait_for(lambda: uploaded(shared) == before)
+    assert not any(folder.iterdir()), "nor anything half-written that is no artifact"
 
 
 def test_a_run_with_a_file_too_large_is_delivered_without_it(
