@@ -368,7 +368,9 @@ def test_two_devices_train_one_network(
     assert sorted(validations) == [10, 20, 30]
     best = min(validations, key=validations.__getitem__)
     assert metrics["val/loss_unweighted"] == pytest.approx(validations[best])
-    assert metrics["test/loss"] == pytest.approx(values["test/loss", best])
+    # Lightning's own launcher tests in fresh processes, which know no step but the checkpoint's.
+    (tested,) = (value for (name, _), value in values.items() if name == "test/loss")
+    assert metrics["test/loss"] == pytest.approx(tested)
 
 
 @pytest.mark.slow
