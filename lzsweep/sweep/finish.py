@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 
-from lzsweep.errors import TrackingError
 from lzsweep.sweep.description import absolute, find_links, write_description
 from lzsweep.sweep.findings import gather
 from lzsweep.sweep.page import REPORT_NAME, write_report, write_report_aside
 from lzsweep.sweep.report import write_best
 from lzsweep.sweep.study import Study
-from lzsweep.tracking.delivery import deliver
+from lzsweep.tracking.delivery import deliver_or_warn
 from lzsweep.tracking.journal import Journal, Status
+from lzsweep.tracking.outbox import is_delivered
 from lzsweep.tracking.runs import close_parent
 
 STOPPED_BY_HAND = "by `lzsweep stop`"
-
-_logger = logging.getLogger(__name__)
 
 
 def renew_report(study: Study, uri: str) -> Path:
@@ -35,17 +32,15 @@ def renew_report(study: Study, uri: str) -> Path:
     if study.record.is_recorded:
         with Journal(folder) as journal:
             journal.artifact(REPORT_NAME)
-        try:
-            deliver(folder, uri, wait_s=30)
-        except TrackingError as error:
-            _logger.warning("%s; `lzsweep sync` delivers the report", error)
+        deliver_or_warn(folder, uri)
     return page
 
 
 def finish_study(study: Study, uri: str) -> dict[str, str]:
     """Write `best.yaml` and the report, and end the parent run, if there is one that is open.
 
-    The last worker and every controller do it; to do it again changes nothing.
+    The last worker and every controller do it; to do it again changes nothing, but delivers what
+    MLflow did not take before.
 
     Returns:
         Where MLflow's pages show the study: label -> address.
@@ -66,4 +61,6 @@ def finish_study(study: Study, uri: str) -> dict[str, str]:
         if findings.stopped:
             status = "KILLED" if findings.stopped == STOPPED_BY_HAND else "FAILED"
         close_parent(folder, uri, status, description=write_description(findings, paths))
+    elif not is_delivered(folder):
+        deliver_or_warn(folder, uri)
     return links

@@ -169,6 +169,8 @@ class Worker:
             is_over = self._patiently(self._study.is_done) or self._patiently(self._study.stopped)
             try:
                 if is_over:
+                    if self._recorder and self._record.is_recorded:
+                        self._recorder.follow(Path(self._record.folder))
                     finish_study(self._study, self._cfg.tracking.uri)
             finally:
                 if self._recorder:

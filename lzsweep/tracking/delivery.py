@@ -50,6 +50,15 @@ def deliver(folder: Path | str, uri: str, *, wait_s: float = 0) -> bool:
     return turn == "done"
 
 
+def deliver_or_warn(folder: Path | str, uri: str) -> bool:
+    """Send as `deliver`; where MLflow does not take it, say so and leave it to `sync`."""
+    try:
+        return deliver(folder, uri, wait_s=30)
+    except TrackingError as e:
+        _logger.warning("%s. `lzsweep sync` delivers the rest.", e)
+        return False
+
+
 @dataclasses.dataclass(frozen=True)
 class SyncSummary:
     """What `sync` found: folders delivered now, delivered before, and left, with the reason."""

