@@ -2,8 +2,9 @@
 
 The clock is a Lightning callback by its name in the configuration, the same for ours and for every
 peer. A training's time runs from the making of its callbacks, when data and network are built, to
-the end of its test; each leaves one file, so that any number of processes may write. Times are of
-the machine's monotonic clock, which its processes share.
+the end of its test. Its tool began the trial before that, when it wrote the first file of its
+folder; what is imported in between is no training. Each leaves one file, so that any number of
+processes may write. Times are of the machine's monotonic clock, which its processes share.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ class Span:
     """One training: seconds of the monotonic clock, and the best value that it reached.
 
     Attributes:
+        called: when its tool had begun its trial; 0 where that is not known.
         steps_s: seconds between the ends of its first and its last training step.
         place: node and device of a cluster; empty elsewhere.
     """
@@ -39,6 +41,7 @@ class Span:
     steps_s: float = 0.0
     logger: str = ""
     place: str = ""
+    called: float = 0.0
 
     @property
     def seconds(self) -> float:
@@ -68,6 +71,10 @@ def make_clock(folder: str, metric: str = "", first: str = "") -> Callback:
             self.began = time.monotonic()
             self.values: list[float] = []
             self.first_step = self.last_step = 0.0
+            self.called = 0.0
+
+        def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+            self.called = self.called or _first_written(Path(trainer.default_root_dir))
 
         def on_train_batch_end(self, *_: Any, **__: Any) -> None:
             self.last_step = time.monotonic()
@@ -83,10 +90,15 @@ def make_clock(folder: str, metric: str = "", first: str = "") -> Callback:
             steps_s = self.last_step - self.first_step
             logger = type(trainer.logger).__name__ if trainer.logger else ""
             best = min(self.values, default=None)
-            span = Span(self.began, time.monotonic(), best, steps_s, logger, place())
+            span = Span(self.began, time.monotonic(), best, steps_s, logger, place(), self.called)
             write_span(span, Path(folder))
 
     return Clock()
+
+
+def _first_written(folder: Path) -> float:
+    first = min((p.stat().st_mtime for p in folder.rglob("*") if p.is_file()), default=0.0)
+    return first and time.monotonic() - (time.time() - first)
 
 
 def place() -> str:
@@ -112,6 +124,11 @@ def read_spans(folder: Path) -> list[Span]:
 def wall_s(spans: Sequence[Span]) -> float:
     """Seconds from the first training's begin to the last one's end."""
     return max(s.ended for s in spans) - min(s.began for s in spans)
+
+
+def wall_of_trials_s(spans: Sequence[Span]) -> float:
+    """Seconds from when the first trial was begun, not yet trained, to the last one's end."""
+    return max(s.ended for s in spans) - min(s.called or s.began for s in spans)
 
 
 def overhead_s(spans: Sequence[Span], n_slots: int, wall_s: float) -> float:

@@ -7,7 +7,6 @@ and writes `build/bench/cluster.json`; `--keep` also puts the table into `benchm
 
 from __future__ import annotations
 
-import argparse
 import os
 import random
 import sys
@@ -25,11 +24,10 @@ from benchmarks.clock import places_s
 from benchmarks.overhead import sleeping
 from benchmarks.server import mlflow_server
 from benchmarks.sweepers import Outcome, Sweep, Sweepers
-from benchmarks.table import Row, as_markdown, keep, write_json
+from benchmarks.table import Row, choose, publish
 from lzsweep.train.build import ensure_store
 from tests.cluster.slurm import Cluster, missing
 
-OUTPUT = Path("build/bench/cluster.json")
 N_SLOTS = 4
 SECONDS = (5.0, 40.0)
 """The shortest and the longest training."""
@@ -102,26 +100,13 @@ def _cluster(folder: Path) -> Iterator[Sweepers]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--quick", action="store_true", help="only show that everything runs")
-    parser.add_argument("--keep", action="store_true", help="put the table into the README")
-    parser.add_argument("--only", nargs="+", choices=GROUPS, default=list(GROUPS))
-    chosen = parser.parse_args()
-    if "utilisation" in chosen.only and (why := missing()):
-        parser.error(why)
-    output = OUTPUT.with_stem("cluster-quick") if chosen.quick else OUTPUT
-    rows: list[Row] = []
-    with tempfile.TemporaryDirectory(prefix="lzsweep-bench") as folder:
-        os.environ["LZSWEEP_CACHE"] = f"{folder}/cache"
-        for name in chosen.only:
-            print(name, flush=True)
-            for row in GROUPS[name](Path(folder).resolve(), quick=chosen.quick):
-                rows.append(row)
-                print(as_markdown([row]).splitlines()[-1], flush=True)
-                write_json(rows, output)  # what is there stays if a later one fails
-                if chosen.keep:
-                    keep("cluster", rows, os.cpu_count() or 1)
-    print(as_markdown(rows))
+    chosen = choose(
+        __doc__, GROUPS, missing=lambda only: missing() or "" if "utilisation" in only else ""
+    )
+    with tempfile.TemporaryDirectory(prefix="lzsweep-bench") as scratch:
+        os.environ["LZSWEEP_CACHE"] = f"{scratch}/cache"
+        folder = Path(scratch).resolve()
+        publish("cluster", chosen, lambda group: GROUPS[group](folder, quick=chosen.quick))
 
 
 if __name__ == "__main__":

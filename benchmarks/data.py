@@ -2,12 +2,12 @@
 
 Every ratio is of figures measured in one run on one machine, in turn. It prints a table and writes
 `build/bench/data.json`; `--keep` also puts the table into `benchmarks/README.md`. `--quick` only
-shows that everything runs. Games are the bundled ones, as often as it takes.
+shows that everything runs, and writes `data-quick.json`. Games are the bundled ones, as often as
+it takes.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import gzip
 import hashlib
@@ -28,7 +28,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from benchmarks.peers import chunkparser, original, supervised
-from benchmarks.table import Row, as_markdown, best_of, keep, per_second, write_json
+from benchmarks.table import Row, best_of, choose, per_second, publish
 from lzsweep.go.chunks import Records, encode_game, format_binary, write_chunks
 from lzsweep.go.sgf import Game, read_games
 from lzsweep.train.build import BUNDLED_GAMES, build_store, ensure_store
@@ -40,7 +40,6 @@ BATCH = 512
 MAX_OPEN_S = 0.1
 MAX_GAME_BYTES = 110
 MAX_CHUNK_BYTES = 900
-OUTPUT = Path("build/bench/data.json")
 
 
 class Bench:
@@ -178,21 +177,11 @@ def importing(bench: Bench) -> Iterator[Row]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--quick", action="store_true", help="only show that everything runs")
-    parser.add_argument("--keep", action="store_true", help="put the table into the README")
-    parser.add_argument("--only", nargs="+", choices=GROUPS, default=list(GROUPS))
-    chosen = parser.parse_args()
+    chosen = choose(__doc__, GROUPS)
     with tempfile.TemporaryDirectory(prefix="lzsweep-bench") as folder:
         os.environ["LZSWEEP_CACHE"] = f"{folder}/cache"
         bench = Bench(Path(folder).resolve(), quick=chosen.quick)
-        rows = []
-        for row in itertools.chain.from_iterable(GROUPS[name](bench) for name in chosen.only):
-            rows.append(row)
-            write_json([row], OUTPUT)  # at once, so that a later failure loses none
-            if chosen.keep:
-                keep("data", [row], os.cpu_count() or 1)
-    print(as_markdown(rows))
+        publish("data", chosen, lambda group: GROUPS[group](bench))
 
 
 def _training(bench: Bench) -> Iterator[Row]:

@@ -52,6 +52,7 @@ def search(sweepers: Sweepers, output: Path, *, quick: bool) -> Iterator[Row]:
         times["random"].append(random.wall_s)
         times["ours"].append(reached_s(curve_of(ours), best["stock"], ours.wall_s))
         times["ours_to_random"].append(reached_s(curve_of(ours), best["random"], ours.wall_s))
+    output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps(curves, indent=1) + "\n")
     mean = {name: statistics.mean(found) for name, found in times.items()}
     against = "Hydra's Optuna sweeper + submitit_local, all its trials"

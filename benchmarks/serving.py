@@ -6,7 +6,6 @@ python -m benchmarks.serving --keep     # and puts it into benchmarks/README.md
 
 from __future__ import annotations
 
-import argparse
 import os
 import shutil
 import signal
@@ -23,10 +22,9 @@ import requests
 
 from benchmarks.crowd import count_metrics, log_at_once, make_runs
 from benchmarks.shared import free_port, shared_server
-from benchmarks.table import Row, as_markdown, keep, write_json
+from benchmarks.table import Row, choose, publish
 from lzsweep.tracking.client import connect
 
-OUTPUT = Path("build/bench/server.json")
 PATIENCE_S = 600.0
 ROUNDS = 2
 N_CLIENTS, CLIENTS_S = 32, 60.0
@@ -34,21 +32,8 @@ N_RUNS, N_PARAMS, N_SEARCHES, SEARCH_GOAL_S = 1000, 20, 7, 2.0
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--keep", action="store_true", help="put the table into the README")
-    parser.add_argument("--only", nargs="+", choices=GROUPS, default=list(GROUPS))
-    chosen = parser.parse_args()
-    rows = []
-    for name in chosen.only:
-        load = os.getloadavg()[0]
-        print(f"{name}; the machine's load is {load:.1f}", flush=True)
-        for row in GROUPS[name]():
-            rows.append(row)
-            print(as_markdown([row]).splitlines()[-1], flush=True)
-            write_json(rows, OUTPUT)  # what is there stays if a later one fails
-            if chosen.keep:
-                keep("server", rows, len(os.sched_getaffinity(0)))
-    print(as_markdown(rows))
+    chosen = choose(__doc__, GROUPS, has_quick=False)
+    publish("server", chosen, lambda group: GROUPS[group]())
 
 
 def ready() -> Iterator[Row]:

@@ -8,11 +8,9 @@ which `make bench-sweep` makes.
 
 from __future__ import annotations
 
-import argparse
 import os
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
@@ -20,10 +18,9 @@ from pathlib import Path
 from benchmarks import claims, loggers, overhead, search
 from benchmarks.server import mlflow_server
 from benchmarks.sweepers import PEERS_BIN, Sweepers
-from benchmarks.table import Row, as_markdown, keep, write_json
+from benchmarks.table import Row, choose, publish
 from lzsweep.train.build import ensure_store
 
-OUTPUT = Path("build/bench/sweep.json")
 CURVES = Path("build/bench/search.json")
 
 
@@ -54,29 +51,17 @@ GROUPS: dict[str, Callable[[Bench], Iterator[Row]]] = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--quick", action="store_true", help="only show that everything runs")
-    parser.add_argument("--keep", action="store_true", help="put the table into the README")
-    parser.add_argument("--only", nargs="+", choices=GROUPS, default=list(GROUPS))
-    chosen = parser.parse_args()
-    if not PEERS_BIN.exists() and {"steady", "uneven", "search"} & set(chosen.only):
-        parser.error("the peers' environment must exist; `make bench-sweep` makes it")
-    OUTPUT.parent.mkdir(parents=True, exist_ok=True)
-    output = OUTPUT.with_stem("sweep-quick") if chosen.quick else OUTPUT
-    began = time.monotonic()
-    rows: list[Row] = []
+    chosen = choose(__doc__, GROUPS, missing=_missing)
     with tempfile.TemporaryDirectory(prefix="lzsweep-bench") as folder:
         os.environ["LZSWEEP_CACHE"] = f"{folder}/cache"
         with Bench(Path(folder).resolve(), quick=chosen.quick) as bench:
-            for name in chosen.only:
-                print(f"{name} ({time.monotonic() - began:.0f} s)", flush=True)
-                for row in GROUPS[name](bench):
-                    rows.append(row)
-                    print(as_markdown([row]).splitlines()[-1], flush=True)
-                    write_json(rows, output)  # what is there stays if a later one fails
-                    if chosen.keep:
-                        keep("sweep", rows, os.cpu_count() or 1)
-    print(as_markdown(rows))
+            publish("sweep", chosen, lambda group: GROUPS[group](bench))
+
+
+def _missing(only: Sequence[str]) -> str:
+    if PEERS_BIN.exists() or not {"steady", "uneven", "search"} & set(only):
+        return ""
+    return "the peers' environment must exist; `make bench-sweep` makes it"
 
 
 if __name__ == "__main__":

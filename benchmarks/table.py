@@ -1,18 +1,24 @@
-"""Rows of figures: ours against a peer's, their ratio and whether it is what was aimed at."""
+"""Rows of figures: ours against a peer's, their ratio and whether it is what was aimed at.
+
+The commands that measure share their options and how rows come out: see `choose` and `publish`.
+"""
 
 from __future__ import annotations
 
+import argparse
 import json
 import operator
+import os
 import platform
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import date
 from pathlib import Path
 
 README = Path(__file__).with_name("README.md")
+OUTPUT = Path("build/bench")
 _COMPARE = {"<=": operator.le, ">=": operator.ge}
 
 
@@ -38,6 +44,58 @@ class Row:
 
     def as_dict(self) -> dict[str, object]:
         return asdict(self) | {"ratio": self.ratio, "holds": self.holds}
+
+
+def choose(
+    doc: str | None,
+    groups: Iterable[str],
+    *,
+    has_quick: bool = True,
+    missing: Callable[[Sequence[str]], str] = lambda only: "",
+) -> argparse.Namespace:
+    """Read the command line of a measurement: `quick`, `keep` and the groups in `only`.
+
+    Args:
+        doc: the command's docstring.
+        groups: names of the groups of rows.
+        has_quick: whether it can be shortened.
+        missing: why the chosen groups cannot be measured here; empty if they can.
+    """
+    parser = argparse.ArgumentParser(description=(doc or "").split("\n\n")[0])
+    parser.set_defaults(quick=False)
+    if has_quick:
+        parser.add_argument("--quick", action="store_true", help="only show that everything runs")
+    parser.add_argument("--keep", action="store_true", help="put the table into the README")
+    parser.add_argument("--only", nargs="+", choices=list(groups), default=list(groups))
+    chosen = parser.parse_args()
+    if why := missing(chosen.only):
+        parser.error(why)
+    return chosen
+
+
+def publish(
+    name: str, chosen: argparse.Namespace, measure: Callable[[str], Iterator[Row]]
+) -> None:
+    """Measure the chosen groups: each row is printed and written at once, the table at the end.
+
+    Args:
+        name: of the JSON file below `build/bench` and of the table in the README.
+        chosen: of `choose`.
+        measure: the rows of a group.
+    """
+    path = OUTPUT / f"{name}{'-quick' if chosen.quick else ''}.json"
+    began = time.monotonic()
+    rows: list[Row] = []
+    for group in chosen.only:
+        spent_s, load = time.monotonic() - began, os.getloadavg()[0]
+        print(f"{group} (after {spent_s:.0f} s; the machine's load is {load:.1f})", flush=True)
+        for row in measure(group):
+            rows.append(row)
+            print(as_markdown([row]).splitlines()[-1], flush=True)
+            write_json(rows, path)  # what is there stays if a later one fails
+            if chosen.keep:
+                keep(name, rows, os.cpu_count() or 1)
+    print(as_markdown(rows))
 
 
 def best_of(rounds: int, *measures: Callable[[], float]) -> list[float]:

@@ -13,6 +13,7 @@ from benchmarks.clock import (
     overhead_s,
     places_s,
     read_spans,
+    wall_of_trials_s,
     wall_s,
     write_span,
 )
@@ -93,6 +94,8 @@ def test_overhead_is_the_time_of_the_slots_that_no_training_filled() -> None:
     assert wall_s(spans) == 4.0
     assert overhead_s(spans, 2, wall_s(spans)) == pytest.approx((2 * 4.0 - 5.5) / 3)
     assert overhead_s(spans, 2, 20.0) == pytest.approx((2 * 20.0 - 5.5) / 3)
+    assert wall_of_trials_s(spans) == 4.0
+    assert wall_of_trials_s([Span(10.0, 12.0, called=7.0), *spans[1:]]) == 14.0 - 7.0
 
 
 def test_the_time_of_a_place_begins_with_its_first_training() -> None:
@@ -143,7 +146,7 @@ def test_measuring_runs_and_writes_its_rows(work: Path, monkeypatch: pytest.Monk
 
     data.main()
 
-    rows = json.loads((work / "build/bench/data.json").read_text())
+    rows = json.loads((work / "build/bench/data-quick.json").read_text())
     assert [row["what"] for row in rows] == [
         "batches_vs_original",
         "batches_vs_chunkparser",
