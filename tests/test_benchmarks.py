@@ -23,6 +23,7 @@ from benchmarks.table import Row
 from lzsweep.go.chunks import encode_game, format_binary
 from lzsweep.go.sgf import Game, read_games
 from lzsweep.train.build import BUNDLED_GAMES
+from tests.sweep.conftest import postgres_folder  # noqa: F401
 
 
 def test_a_row_compares_its_ratio_with_its_goal() -> None:
@@ -131,8 +132,10 @@ def test_a_claim_is_measured_beside_plain_optuna(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_many_workers_share_out_the_trials_exactly(tmp_path: Path) -> None:
-    found = {row.what: row for row in scale.rows(tmp_path, quick=True)}
+def test_many_workers_share_out_the_trials_exactly(
+    postgres_folder: Path,  # noqa: F811
+) -> None:
+    found = {row.what: row for row in scale.rows(postgres_folder, quick=True)}
 
     assert found["scale_errors"].ours == 0
     assert found["scale_errors"].peer == 24, "trials told"

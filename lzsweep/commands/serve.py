@@ -31,10 +31,11 @@ from lzsweep.tracking.shared import (
     MLFLOW,
     STUDIES,
     Home,
-    default_hosts,
+    allowed,
     ensure_databases,
     existing_server,
     is_open,
+    names_of,
     open_home,
 )
 
@@ -183,9 +184,11 @@ def _serve_shared(options: ServerOptions, shared: Shared) -> None:
         open_home(shared.home.expanduser()) as home,
         _databases(home, host, shared) as server,
     ):
-        name = (shared.allowed_hosts or "").split(",")[0].partition(":")[0]
+        port = taken.getsockname()[1]
+        names = [name.strip() for name in (shared.allowed_hosts or "").split(",") if name.strip()]
+        name = names[0].partition(":")[0] if names else ""
         name = name if name and "*" not in name else _reachable(host)
-        here = _address(name, taken.getsockname()[1], options.uvicorn)
+        here = _address(name, port, options.uvicorn)
         storage = server.set(drivername="postgresql", database=STUDIES)
         if not shared.postgres:
             storage = storage.set(host=name, username=STUDIES)
@@ -198,12 +201,13 @@ def _serve_shared(options: ServerOptions, shared: Shared) -> None:
                 print("\n".join(lines), end="\n\n")
             print(f"what users export stands in {home.folder / 'users.env'}", flush=True)
 
-        hosts = _with_ports(shared.allowed_hosts) or default_hosts()
         served = replace(
             options,
             database=_render(server, MLFLOW),
             artifacts=home.folder / "artifacts",
-            environment=home.environment(_render(server, AUTH), hosts),
+            environment=home.environment(
+                _render(server, AUTH), *allowed(names or names_of(host), port)
+            ),
             with_passwords=True,
         )
         serve(served, taken, when_ready)
@@ -225,11 +229,6 @@ def _databases(home: Home, host: str, shared: Shared) -> Iterator[URL]:
 
 def _render(server: URL, database: str) -> str:
     return server.set(database=database).render_as_string(hide_password=False)
-
-
-def _with_ports(names: str | None) -> str:
-    given = [name.strip() for name in (names or "").split(",") if name.strip()]
-    return ",".join(n if ":" in n or n == "*" else f"{n},{n}:*" for n in given)
 
 
 def _reachable(host: str) -> str:

@@ -38,8 +38,10 @@ from lzsweep.sweep.report import (
 )
 from lzsweep.sweep.seeds import log_of
 from lzsweep.sweep.slurm import cancel_pending, queue
+from lzsweep.sweep.storage import absolute_url
 from lzsweep.sweep.studies import list_studies, open_study
 from lzsweep.sweep.study import Study
+from lzsweep.sweep.syntax import quoted
 from lzsweep.tracking.delivery import sync as deliver_all
 
 Name = Annotated[str, typer.Argument(metavar="STUDY", help="Name of the study; see `list`.")]
@@ -214,13 +216,18 @@ def resume(
 ) -> None:
     """Go on with a study: the command that began it, typed again in its folder."""
     must_exist(storage)
-    record = open_study(storage, study).record
+    opened = open_study(storage, study)
+    record = opened.record
     if not Path(record.cwd).is_dir():
         raise UserError(f"a study is resumed where it began, but the folder {record.cwd} is gone")
-    command = ["-m", *record.command, f"study.name={study}", *(overrides or [])]
-    print("lzsweep", shlex.join(command), flush=True)
+    typed = [word for word in record.command if not word.startswith("study.storage=")]
+    # What it may spend was perhaps changed since.
+    command = [*typed, f"study.name={quoted(study)}", *opened.budget.overrides, *(overrides or [])]
+    print("lzsweep -m", shlex.join(command), flush=True)
+    # Not as a word, because an address may hold a password.
+    os.environ["LZSWEEP_STORAGE"] = absolute_url(storage)
     os.chdir(record.cwd)
-    raise typer.Exit(context.obj(command))
+    raise typer.Exit(context.obj(["-m", *command]))
 
 
 def must_exist(storage: str) -> None:

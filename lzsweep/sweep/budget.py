@@ -28,6 +28,12 @@ class Budget:
     target: float | None = None
     patience: int | None = None
 
+    @property
+    def overrides(self) -> list[str]:
+        """The same as words of a command line; none for what has no limit."""
+        limits = {("max_time" if k == "max_time_s" else k): v for k, v in vars(self).items()}
+        return [f"study.{key}={limit}" for key, limit in limits.items() if limit is not None]
+
     def spent(
         self,
         trials: Sequence[Trial],

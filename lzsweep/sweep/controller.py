@@ -17,7 +17,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.core.plugins import Plugins
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
@@ -52,7 +51,7 @@ from lzsweep.sweep.space import Space, Value
 from lzsweep.sweep.storage import absolute_url
 from lzsweep.sweep.studies import create_study, find_study
 from lzsweep.sweep.study import Study
-from lzsweep.sweep.syntax import fill, parse_space
+from lzsweep.sweep.syntax import fill, parse_space, quoted
 from lzsweep.tracking.client import redact, resolve_uri
 from lzsweep.tracking.recorder import has_recorder
 from lzsweep.tracking.runs import (
@@ -200,7 +199,11 @@ class Controller:
             config_name=cfg.hydra.job.config_name,
             tracking_uri=redact(resolve_uri(cfg.tracking.uri)),
             is_recorded=has_recorder(cfg.logger),
-            command=(*cfg.hydra.overrides.hydra, *cfg.hydra.overrides.task),
+            command=(
+                *_config_dir(cfg),
+                *(word for word in cfg.hydra.overrides.hydra if word != "hydra.mode=MULTIRUN"),
+                *cfg.hydra.overrides.task,
+            ),
             cwd=str(Path.cwd()),
             code=code_version(),
             created=time.time(),
@@ -249,16 +252,16 @@ class Controller:
         frozen = HydraContext(make_loader(study.record.conf), self._context.callbacks)
         job = [
             *space.fixed,
-            f"worker.join={_quoted(study.name)}",
-            f"hydra.sweep.dir={_quoted(study.record.folder)}",
-            f"hydra.sweep.subdir={_quoted(subdir)}",
+            f"worker.join={quoted(study.name)}",
+            f"hydra.sweep.dir={quoted(study.record.folder)}",
+            f"hydra.sweep.subdir={quoted(subdir)}",
         ]
         # Where a path is meant it must hold in the job's folder as well; nothing else is copied,
         # because an address may hold a password.
         for key in ("study.storage", "tracking.uri"):
             url = absolute_url(OmegaConf.select(cfg, key))
             if url.startswith("sqlite"):
-                job.append(f"{key}={_quoted(url)}")
+                job.append(f"{key}={quoted(url)}")
         if self._is_slurm:
             self._submit(study, self._workers(frozen, cfg), [job] * cfg.worker.count)
             return
@@ -382,6 +385,13 @@ def _given(study: DictConfig) -> list[str]:
     return [key.replace("max_time", "max_time_s") for key in keys if study[key] is not None]
 
 
+def _config_dir(cfg: DictConfig) -> list[str]:
+    """The option `--config-dir` as it was typed, for the folder may be another one next time."""
+    sources = cfg.hydra.runtime.config_sources
+    typed = next((s.path for s in sources if s.provider == "command-line"), None)
+    return [] if typed is None else ["--config-dir", typed]
+
+
 def _settings(space: Space, base: Mapping[str, Any], study: DictConfig) -> dict[str, str]:
     """What is swept and what is fixed, by key; where it runs and is recorded does not count.
 
@@ -438,7 +448,3 @@ def _shown(path: Path) -> str:
         return str(path.relative_to(Path.cwd()))
     except ValueError:
         return str(path)
-
-
-def _quoted(text: str) -> str:
-    return QuotedString(text, Quote.single).with_quotes()

@@ -53,8 +53,7 @@ class Findings:
     @property
     def command(self) -> str:
         """The command that began the study, as it was typed."""
-        typed = [word for word in self.record.command if word != "hydra.mode=MULTIRUN"]
-        return shlex.join(["lzsweep", "-m", *typed])
+        return shlex.join(["lzsweep", "-m", *self.record.command])
 
     def is_log(self, name: str) -> bool:
         """Whether a parameter was searched on a logarithmic scale."""

@@ -287,6 +287,11 @@ def _check_interval(interval: Any) -> None:
         )
 
 
+def quoted(text: str) -> str:
+    """A text as a value in Hydra's syntax, whatever stands in it."""
+    return QuotedString(text, Quote.single).with_quotes()
+
+
 def _encode_all(values: Sequence[Any]) -> list[Value]:
     """The choices, each once; as texts where Python would take two of them for the same."""
     choices = list({(type(c), c): c for c in map(_encode, values)}.values())
@@ -302,5 +307,5 @@ def _encode(value: Any) -> Value:
         text = Override._get_value_element_as_str(value)
         # `str(1)` and `json_str([1])` made a text that would come back as something else.
         is_same = bool(value) and read_value(text) == value
-        return text if is_same else QuotedString(value, Quote.single).with_quotes()
+        return text if is_same else quoted(value)
     return Override._get_value_element_as_str(value)

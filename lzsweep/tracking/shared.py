@@ -15,7 +15,7 @@ import json
 import secrets
 import shlex
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -78,8 +78,8 @@ class Home:
     def place(self, host: str, port: int) -> Place:
         return Place(self.folder / "postgres", host, port, self.folder / "pgpass")
 
-    def environment(self, auth_url: str, allowed_hosts: str) -> dict[str, str]:
-        """The variables of MLflow's authentication, for our own process."""
+    def environment(self, auth_url: str, hosts: str, origins: str) -> dict[str, str]:
+        """The variables of MLflow's authentication, for our own process; see `allowed`."""
         ini = self.folder / "auth.ini"
         # A URL may hold percent signs, which an ini file would read as its own.
         write_secret(ini, _AUTH_INI.format(uri=auth_url.replace("%", "%%")))
@@ -88,7 +88,8 @@ class Home:
             "MLFLOW_AUTH_ADMIN_USERNAME": ADMIN,
             "MLFLOW_AUTH_ADMIN_PASSWORD": self.secrets.admin,
             "MLFLOW_FLASK_SERVER_SECRET_KEY": self.secrets.flask,
-            "MLFLOW_SERVER_ALLOWED_HOSTS": allowed_hosts,
+            "MLFLOW_SERVER_ALLOWED_HOSTS": hosts,
+            "MLFLOW_SERVER_CORS_ALLOWED_ORIGINS": origins,
             # Forty threads serve requests; MLflow's own pool has five connections.
             "MLFLOW_SQLALCHEMYSTORE_POOL_SIZE": "20",
             "MLFLOW_SQLALCHEMYSTORE_MAX_OVERFLOW": "40",
@@ -230,7 +231,37 @@ def ensure_databases(server: URL) -> None:
         ) from error
 
 
-def default_hosts() -> str:
-    """What a Host header may say: this machine's names, with any port."""
-    names = dict.fromkeys(["localhost", "127.0.0.1", socket.gethostname(), socket.getfqdn()])
-    return ",".join(f"{name},{name}:*" for name in names)
+def names_of(host: str) -> list[str]:
+    """The names by which a machine that listens at an address may be reached."""
+    own = [] if host in ("0.0.0.0", "::", "") else [host]
+    names = ["localhost", "127.0.0.1", *own, socket.gethostname(), socket.getfqdn()]
+    return list(dict.fromkeys(f"[{name}]" if name.count(":") > 1 else name for name in names))
+
+
+def allowed(names: Sequence[str], port: int) -> tuple[str, str]:
+    """What may stand in a Host and in an Origin header, as MLflow takes both.
+
+    MLflow refuses what a browser sends from a page of another origin, and takes that page of its
+    own, if it was reached by a name, for one of those.
+
+    Args:
+        names: by which users reach the server, `*` for any; one with a port holds for that port.
+        port: where it listens.
+    """
+    hosts, origins = [], []
+    for name in names:
+        if name == "*" or _has_port(name):
+            hosts.append(name)
+        else:
+            # MLflow takes these for patterns, where a bracket begins a set.
+            hosts += [name, f"{name.replace('[', '[[]', 1)}:*"]
+        if name == "*":
+            origins.append(name)
+            continue
+        known = [name] if _has_port(name) else [name, f"{name}:{port}"]
+        origins += [f"{scheme}://{place}" for scheme in ("http", "https") for place in known]
+    return ",".join(hosts), ",".join(origins)
+
+
+def _has_port(name: str) -> bool:
+    return ":" in name.rpartition("]")[2]

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from lzsweep.cli import main
+from lzsweep.sweep.page import PAGE_NAME, REPORT_NAME
 from tests.sweep.conftest import QUICK, Cli, cli
 
 __all__ = ["cli"]
@@ -25,7 +28,8 @@ STUDY = "späte <b>Partie</b> 🎉"
 def swept(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The folder of a finished sweep of three trials, one of which failed."""
     folder = tmp_path_factory.mktemp("swept")
-    with pytest.MonkeyPatch.context() as patch:
+    said = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(said):
         patch.chdir(folder)
         code = main(
             [
@@ -41,6 +45,10 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             ]
         )
         assert code == 0
+        assert f"report: multirun/late/{REPORT_NAME}/{PAGE_NAME}" in said.getvalue()
+        assert "compare all trials: " in said.getvalue()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
         yield folder
 
 

@@ -26,7 +26,7 @@ from lzsweep.tracking.delivery import deliver
 from lzsweep.tracking.journal import Journal, read_records
 from lzsweep.tracking.outbox import UNDELIVERABLE_NAME, is_delivered, run_id_of
 from lzsweep.tracking.postgres import write_secret
-from lzsweep.tracking.shared import default_hosts, existing_server, is_open, open_home
+from lzsweep.tracking.shared import allowed, existing_server, is_open, names_of, open_home
 from tests.server.conftest import STUDY
 from tests.sweep.conftest import FAULTY, Cli, check_study, faulty
 from tests.sweep.fork import let_go_on, wait_for_trials
@@ -91,7 +91,36 @@ def test_strangers_hosts_are_refused(shared: SharedServer) -> None:
     url = f"{shared.uri}/api/2.0/mlflow/experiments/search?max_results=1"
     evil = requests.get(url, headers={"Host": "evil.example"}, auth=login(shared), timeout=30)
     assert evil.status_code == 403
-    assert "localhost:*" in default_hosts()
+
+
+def test_its_own_page_works_under_every_name_and_no_others_does(shared: SharedServer) -> None:
+    """A browser says in each request which page it comes from."""
+
+    def search(host: str, origin: str) -> int:
+        url = f"http://127.0.0.1:{shared.port}/ajax-api/2.0/mlflow/runs/search"
+        headers = {"Host": f"{host}:{shared.port}", "Origin": origin}
+        body: Any = {"experiment_ids": ["0"], "max_results": 1}
+        answer = requests.post(url, json=body, headers=headers, auth=login(shared), timeout=30)
+        return answer.status_code
+
+    name = socket.gethostname()
+    assert search(name, f"http://{name}:{shared.port}") == 200
+    assert search("127.0.0.1", f"http://127.0.0.1:{shared.port}") == 200
+    assert search(name, "http://evil.example") == 403
+    assert search(name, f"http://{name}:{shared.port + 1}") == 403
+
+
+def test_what_may_stand_in_a_host_and_in_an_origin() -> None:
+    assert allowed(["lab.example", "gate:8443"], 5000) == (
+        "lab.example,lab.example:*,gate:8443",
+        "http://lab.example,http://lab.example:5000,https://lab.example,https://lab.example:5000,"
+        "http://gate:8443,https://gate:8443",
+    )
+    assert allowed(["*"], 5000) == ("*", "*")
+    assert allowed(["[fd00::1]"], 5000)[0] == "[fd00::1],[[]fd00::1]:*"
+    assert {"192.168.1.5", "localhost", socket.getfqdn()} <= set(names_of("192.168.1.5"))
+    assert "[fd00::1]" in names_of("fd00::1")
+    assert "0.0.0.0" not in names_of("0.0.0.0")
 
 
 def test_secrets_stay_secret(shared: SharedServer) -> None:

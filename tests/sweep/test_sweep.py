@@ -5,11 +5,13 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import closing
 from multiprocessing import forkserver
 from pathlib import Path
 
@@ -354,16 +356,38 @@ def test_a_study_is_stopped_from_anywhere_and_resumed(cli: Cli, work: Path) -> N
     assert "epoch 39" in out
 
 
-def test_a_target_ends_the_study(cli: Cli) -> None:
-    out = cli.sweep(
-        "study.name=t", "network=tiny", "lr=interval(0.01,0.1)", "study.n_trials=9",
-        "study.target=100", "worker.slots=1",
-    )  # fmt: skip
+def test_a_target_ends_the_study_and_resume_goes_on_with_all_that_was_said(
+    cli: Cli, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual = "sqlite:///lzsweep.db"
+    monkeypatch.setenv("LZSWEEP_STORAGE", usual)  # it is put back then, whatever `resume` does
+    own = work / "mine" / "sweeps" / "own.yaml"
+    own.parent.mkdir(parents=True)
+    own.write_text(
+        "# @package _global_\nstudy: {n_trials: 9, space: {lr: 'interval(0.01,0.1)'}}\n"
+    )
+    command = ("--config-dir", "mine", "sweeps=own", "study.name=t", "network=tiny")
+    out = cli.sweep(*command, "study.target=100", "worker.slots=1")
     assert "the study ended early: study.target of 100 is reached" in out
     assert cli.status("t")["states"]["complete"] == 1
-    assert "study.target of 100 is reached" in cli.sweep(
-        "study.name=t", "network=tiny", "lr=interval(0.01,0.1)"
-    )
+    assert "study.target of 100 is reached" in cli.sweep(*command)
+
+    code, out, err = cli("resume", "t", "study.n_trials=12")
+    assert code == 0, err
+    assert "1 of 12 trials; study.target of 100 is reached" in out
+    code, out, err = cli("resume", "t")
+    assert code == 0, err
+    assert "1 of 12 trials; study.target of 100 is reached" in out, "what was said last holds"
+    with (
+        closing(sqlite3.connect("lzsweep.db")) as db,
+        closing(sqlite3.connect("other.db")) as other,
+    ):
+        db.backup(other)
+    code, out, err = cli("resume", "t", "study.n_trials=15", "--storage", "sqlite:///other.db")
+    assert code == 0, err
+    assert "1 of 15 trials" in out
+    monkeypatch.setenv("LZSWEEP_STORAGE", usual)
+    assert cli.status("t")["n_trials"] == 12, "the one that was named, not the usual one"
 
 
 def test_the_same_error_three_times_stops_the_study(cli: Cli, work: Path) -> None:
