@@ -149,7 +149,7 @@ def data_version(data: Mapping[str, Any]) -> dict[str, str]:
     store = find_store(data["path"], data["cache_dir"], **chosen)
     version = store.stem
     if str(data["path"]).endswith(".store"):  # named by whoever made it
-        sections = json.dumps(Store.open(store).info["sections"], sort_keys=True)
+        sections = json.dumps(Store.open(store).sections, sort_keys=True)
         version = hashlib.blake2b(sections.encode(), digest_size=16).hexdigest()
     return {json.dumps({"path": data["path"], **chosen}, sort_keys=True): version}
 

@@ -104,6 +104,7 @@ class Store:
 
     path: Path
     info: dict[str, Any]  # version, created_by, source, n_games, n_positions, drops, examples
+    sections: dict[str, Any]  # by name: dtype, shape, offset and CRC-32
     frames: NDArray[np.uint8]  # [F, 92]
     position_frame: NDArray[np.uint32]  # [P]
     move: NDArray[np.uint16]  # [P]
@@ -149,7 +150,7 @@ class Store:
         if verify:
             _verify(arrays, header, path)
         info = {key: value for key, value in header.items() if key != "sections"}
-        return cls(path=path, info=info, **arrays)
+        return cls(path=path, info=info, sections=header["sections"], **arrays)
 
     def assign_games(
         self, val_fraction: float, test_fraction: float

@@ -12,6 +12,7 @@ from mlflow import MlflowClient
 from lzsweep.errors import DataError
 from lzsweep.sweep.rerun import _differences
 from lzsweep.tracking.runs import COMMIT_TAG, DIRTY_TAG, code_version
+from lzsweep.train.build import ensure_store
 from lzsweep.train.run import data_version
 from tests.sweep.conftest import Cli, find_runs
 from tests.sweep.test_study import make_record
@@ -32,11 +33,23 @@ def test_the_version_of_the_data_is_its_content(work: Path, cache: Path) -> None
     assert data_version({"_target_": "mine.Data"}) == {}
 
 
+def test_the_version_of_a_store_is_its_content(work: Path, cache: Path) -> None:
+    found = []
+    for name, sgf in (("a", SGF), ("same", SGF), ("other", SGF.replace("qn", "qo"))):
+        (work / "games.sgf").write_text(sgf)
+        shutil.copy(ensure_store("games.sgf", cache), f"{name}.store")
+        node = {"_target_": "lzsweep.train.data.GoData", "path": f"{name}.store"}
+        found += data_version({**node, "cache_dir": str(cache)}).values()
+    assert found[0] == found[1] != found[2]
+
+
 @pytest.mark.slow
-def test_a_trial_trained_again_gives_the_same_curve(cli: Cli, work: Path) -> None:
+def test_a_trial_trained_again_gives_the_same_curve(cli: Cli, work: Path, cache: Path) -> None:
+    shutil.copy(ensure_store("bundled", cache), "games.store")
     cli.sweep(
         "study.name=a", "network=tiny", "lr=0.02", "worker.slots=2", "study.seeds=2",
         "trainer.val_check_interval=0.5", "+callbacks.noisy._target_=tests.sweep.noisy.Noisy",
+        "data.path=games.store",
     )  # fmt: skip
     logs = (work / "multirun/a/0/seed2/trial.log").read_text()
     for said in ("by print", "by a warning", "below Python", "by a loader's worker"):
