@@ -113,8 +113,9 @@ class EpochOrder(Sampler[Pick]):
 
     Args:
         positions: `[n]` positions of the split.
-        batch_size: positions a batch on each device; of the last one what is left, but when
-            shuffling an incomplete batch is left out, so that all steps weigh the same.
+        batch_size: positions a batch on each device; of the last one what is left, which they
+            share (one more, if it would not give each a position), but when shuffling what is no
+            whole step is left out, so that all steps weigh the same.
         seed: with the epoch, decides order and symmetries.
         shuffle: draw a new order each epoch.
         augment: turn the positions of a batch by the eight symmetries in turn. Which position
@@ -137,7 +138,8 @@ class EpochOrder(Sampler[Pick]):
     ) -> None:
         self._positions = positions
         self._stride = batch_size * world_size
-        self._part = slice(rank * batch_size, (rank + 1) * batch_size)
+        self._rank = rank
+        self._world_size = world_size
         self._seed = seed
         self._shuffle = shuffle
         self._augment = augment
@@ -146,7 +148,9 @@ class EpochOrder(Sampler[Pick]):
 
     def __len__(self) -> int:
         n = len(self._positions)
-        return max(1, n // self._stride) if self._shuffle else -(-n // self._stride)
+        if not self._shuffle:
+            n += self._stride - self._world_size  # a step that gives each device a position
+        return max(1, n // self._stride)
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
@@ -155,9 +159,17 @@ class EpochOrder(Sampler[Pick]):
         rng = np.random.default_rng([self._seed, self.epoch])
         order = rng.permutation(self._positions) if self._shuffle else self._positions
         turns = np.arange(self._stride + N_SYMMETRIES, dtype=np.int64) % N_SYMMETRIES
-        for i in range(self.start, len(self)):
-            part = order[i * self._stride : (i + 1) * self._stride][self._part]
-            first = (i * self._stride + self._part.start) % N_SYMMETRIES
+        n_steps = len(self)
+        for i in range(self.start, n_steps):
+            start, end = i * self._stride, (i + 1) * self._stride
+            if i == n_steps - 1 and not self._shuffle:
+                end = len(order)
+            step = order[start:end]
+            mine, next_one = (
+                len(step) * rank // self._world_size for rank in (self._rank, self._rank + 1)
+            )
+            part = step[mine:next_one]
+            first = (start + mine) % N_SYMMETRIES
             symmetry = turns[first : first + len(part)] if self._augment else np.zeros(len(part))
             yield Pick(torch.from_numpy(part), torch.from_numpy(symmetry.astype(np.uint8)))
 
@@ -343,14 +355,20 @@ class GoData(pl.LightningDataModule):
             device = trainer.strategy.root_device
             if self._rows.frames.device != device:
                 self._rows = Rows.of(self.store, device)
+        positions, world_size = self._splits[split], trainer.world_size if trainer else 1
+        if len(positions) < world_size:
+            raise DataError(
+                f"each of {world_size} devices must have something to do, but the {len(positions)}"
+                f" positions of {split} are fewer: add games, or lower trainer.devices."
+            )
         order = EpochOrder(
-            self._splits[split],
+            positions,
             self.batch_size,
             seed=self._seed,
             shuffle=shuffle,
             augment=augment,
             rank=trainer.global_rank if trainer else 0,
-            world_size=trainer.world_size if trainer else 1,
+            world_size=world_size,
         )
         if self._resident:
             return BatchLoader(_Picks(), order)

@@ -2,15 +2,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from lzsweep.errors import DataError
-from lzsweep.train.data import BatchLoader, EpochOrder, GoData
+from lzsweep.train.data import BatchLoader, EpochOrder, GoData, Rows, gather
 from lzsweep.train.decode import Packed
 from lzsweep.train.store import Store
+from tests.train.test_module import make_module
 
 POSITIONS = np.arange(1000, 1100, dtype=np.int32)
 
@@ -66,6 +68,58 @@ def test_validation_keeps_its_order_and_leaves_nothing_out() -> None:
 
     assert len(order) == 4
     assert drawn(order, 0) == drawn(order, 5) == (POSITIONS.tolist(), [0] * 100)
+
+
+@pytest.mark.parametrize("n", [100, 64, 61, 60, 33, 32, 30, 29, 5, 3])
+@pytest.mark.parametrize("batch_size", [1, 2, 10])
+def test_devices_share_a_validation_evenly_to_the_last_position(n: int, batch_size: int) -> None:
+    orders = [EpochOrder(POSITIONS[:n], batch_size, rank=r, world_size=3) for r in range(3)]
+
+    steps = list(zip(*orders, strict=True))
+
+    assert [len(order) for order in orders] == [len(steps)] * 3
+    shared = [int(p) for step in steps for pick in step for p in pick.position]
+    assert shared == POSITIONS[:n].tolist()
+    sizes = [[len(pick.position) for pick in step] for step in steps]
+    assert all(min(step) >= 1 and max(step) - min(step) <= 1 for step in sizes), sizes
+    assert max(sizes[-1]) <= batch_size + 1
+    assert all(step == [batch_size] * 3 for step in sizes[:-1]), "all but the last are whole"
+
+
+def test_devices_share_a_training_of_one_step() -> None:
+    orders = [shuffled(64, rank=rank, world_size=3) for rank in range(3)]
+
+    parts = [drawn(order, 0)[0] for order in orders]
+
+    assert [len(part) for part in parts] == [33, 33, 34]
+    assert [p for part in parts for p in part] == drawn(shuffled(192), 0)[0]
+
+
+@pytest.mark.parametrize("n", [68, 65, 40, 2])
+def test_metrics_of_two_devices_are_those_of_one(go_data: Callable[..., GoData], n: int) -> None:
+    data, module = go_data(), make_module().eval()  # as Lightning validates
+    rows = Rows.of(data.store)
+    means = []
+    for world_size in (1, 2):
+        tally = module._tally("val")
+        tally.reset()
+        for rank in range(world_size):
+            order = EpochOrder(POSITIONS[:n], 32 // world_size, rank=rank, world_size=world_size)
+            for pick in order:
+                module.validation_step(data.on_after_batch_transfer(gather(rows, pick), 0), 0)
+        assert tally.n == n
+        means.append(tally.compute())
+    torch.testing.assert_close(means[0], means[1])
+    assert means[0].isfinite().all()
+
+
+def test_each_device_needs_a_position(go_data: Callable[..., GoData]) -> None:
+    data = go_data()
+    data._splits["val"] = POSITIONS[:2]
+    data.trainer = SimpleNamespace(global_rank=2, world_size=3)  # type: ignore[assignment]
+
+    with pytest.raises(DataError, match=r"each of 3 devices .* but the 2 positions of val"):
+        data.val_dataloader()
 
 
 def test_fewer_positions_than_a_batch_make_one_batch() -> None:
