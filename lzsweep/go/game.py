@@ -25,6 +25,7 @@ from array import array
 from dataclasses import dataclass
 
 from lzsweep.go.board import BLACK, BOARD_SIZE, N_POINTS, NO_KO, PASS, WHITE, format_move, place
+from lzsweep.go.rank import decode_rank
 from lzsweep.go.sgftree import Node, parse_tree
 
 FRAME_BYTES = 92  # two bitboards of 361 bits, padded to 46 bytes each
@@ -128,7 +129,6 @@ def _pack(source: str, root: Node, winner: int, states: list[State], moves: list
     content.update(bytes([winner]) + colours)
     # Byte order is fixed, so that a game has the same key, and the same split, everywhere.
     content.update(b"".join(move.to_bytes(2, "little") for move in moves))
-    rank = (root.first(b"BR"), root.first(b"WR"))
     return Game(
         source=source,
         setup_black=states[0][0],
@@ -141,8 +141,8 @@ def _pack(source: str, root: Node, winner: int, states: list[State], moves: list
         date=_date(root.first(b"DT")),
         komi=_komi(root.first(b"KM")),
         handicap=_handicap(root.first(b"HA")),
-        black_rank=_decode(rank[0], root.first(b"CA")),
-        white_rank=_decode(rank[1], root.first(b"CA")),
+        black_rank=_rank(root, b"BR"),
+        white_rank=_rank(root, b"WR"),
     )
 
 
@@ -391,15 +391,9 @@ def _date(value: bytes | None) -> str | None:
     return found[1].decode("ascii") if found else None
 
 
-def _decode(value: bytes | None, charset: bytes | None) -> str | None:
-    if not value:
-        return None
-    for name in (_show(charset or b""), "utf-8", "gb18030"):
-        try:
-            return value.decode(name).strip()
-        except (LookupError, UnicodeDecodeError, ValueError):
-            continue
-    return value.decode("latin-1").strip()
+def _rank(root: Node, name: bytes) -> str | None:
+    value = root.first(name)
+    return decode_rank(value, _show(root.first(b"CA"))) if value else None
 
 
 def _name_move(number: int, colour: int, move: int) -> str:

@@ -15,15 +15,9 @@ from typing import Any
 
 from lzsweep.errors import ConfigError
 from lzsweep.go.game import Drop, Game
+from lzsweep.go.rank import rank_level
 
-_WEST_RANK = re.compile(
-    r"\s*(\d{1,2})\s*-?\s*(d|dan|k|kyu|p|段|級|级|단|급)(?![a-z])", re.IGNORECASE
-)
-_EAST_RANK = re.compile(r"\s*([初一二三四五六七八九])\s*([段級级])")
-_NUMERALS = {numeral: n for n, numeral in enumerate("一二三四五六七八九", start=1)} | {"初": 1}
-_KYU = ("k", "kyu", "級", "级", "급")
 _DATE = re.compile(r"\d{4}(-\d\d){0,2}")
-_PROFESSIONAL = 9  # 1p ranks right above 9d
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,19 +108,6 @@ def select(games: Iterable[Game | Drop], limits: Filter) -> Iterator[Game | Drop
     """Pass games on, turning those beyond the limits into drops."""
     for game in games:
         yield game if isinstance(game, Drop) else (limits.refuse(game) or game)
-
-
-def rank_level(text: str) -> int | None:
-    """A number that grows with strength: 30k..1k are -29..0, then 1d..9d, then 1p and up."""
-    if found := _EAST_RANK.match(text):
-        number, unit = _NUMERALS[found[1]], found[2]
-    elif found := _WEST_RANK.match(text):
-        number, unit = int(found[1]), found[2].lower()
-    else:
-        return None
-    if unit in _KYU:
-        return 1 - number
-    return number + _PROFESSIONAL if unit == "p" else number
 
 
 def _range_problems(name: str, limits: Sequence[Any] | None, kinds: tuple[type, ...]) -> list[str]:

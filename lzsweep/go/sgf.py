@@ -26,10 +26,10 @@ from lzsweep.go.archive import Damage, Document, Paths, content_digest, find_fil
 from lzsweep.go.game import FRAME_BYTES, Drop, Game, read_game
 from lzsweep.go.sgftree import Chopper
 
-__all__ = ["FRAME_BYTES", "Drop", "Game", "content_key", "read_games"]
+__all__ = ["FRAME_BYTES", "READER_VERSION", "Drop", "Game", "content_key", "read_games"]
 
 # Part of every content key: a change in what is read from the same files must change it.
-_READER_VERSION = b"sgf 1"
+READER_VERSION = b"sgf 2"
 _BATCH_BYTES = 1 << 16  # SGF text handed to a process at a time, some 50 games
 _PARENT_CHECK_S = 1.0
 
@@ -60,7 +60,7 @@ def read_games(
 def content_key(paths: Paths) -> str:
     """32 hex digits that name the content of all files of `paths`, whatever their names."""
     digest = content_digest(find_files(paths))
-    return hashlib.blake2b(_READER_VERSION + digest, digest_size=16).hexdigest()
+    return hashlib.blake2b(READER_VERSION + digest, digest_size=16).hexdigest()
 
 
 def _items(documents: Iterable[Document | Damage]) -> Iterator[_Item]:

@@ -27,7 +27,7 @@ from lzsweep.errors import DataError
 from lzsweep.go.archive import content_digest, find_files
 from lzsweep.go.chunks import PLANE_BYTES, read_chunks
 from lzsweep.go.selection import Filter, select
-from lzsweep.go.sgf import FRAME_BYTES, Drop, Game, content_key, read_games
+from lzsweep.go.sgf import FRAME_BYTES, READER_VERSION, Drop, Game, content_key, read_games
 from lzsweep.train.pieces import Piece, certain_policy, chunk_pieces, game_piece, pack_policy
 from lzsweep.train.store import (
     ALIGNMENT,
@@ -198,7 +198,7 @@ def _content_key(paths: Paths, kind: str, cache: Path) -> str:
     """The content key, hashed anew only when a file's name, size or time has changed."""
     cache = cache.expanduser()
     files = find_files(paths, ".gz" if kind == "chunks" else ".sgf")
-    seen = hashlib.blake2b(kind.encode(), digest_size=16)
+    seen = hashlib.blake2b(kind.encode() + READER_VERSION + _CHUNKS_VERSION, digest_size=16)
     for file in files:
         stat = file.stat()
         seen.update(f"{file.resolve()}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())

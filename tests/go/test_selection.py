@@ -7,7 +7,8 @@ import pytest
 
 from lzsweep.errors import ConfigError
 from lzsweep.go.game import Drop, Game, read_game
-from lzsweep.go.selection import Filter, rank_level, select
+from lzsweep.go.rank import rank_level
+from lzsweep.go.selection import Filter, select
 from lzsweep.go.sgftree import Chopper
 
 MOVES = ";B[pd];W[dp];B[pq];W[dd]"
