@@ -10,10 +10,13 @@ import gzip
 import io
 import multiprocessing
 import random
+import re
 import resource
 import signal
+import struct
 import zipfile
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +25,7 @@ import pytest
 from lzsweep.errors import DataError
 from lzsweep.go.board import N_MOVES
 from lzsweep.go.chunks import Records, encode_game, format_binary, format_text, read_chunks
-from lzsweep.go.sgf import FRAME_BYTES, Game, read_games
+from lzsweep.go.sgf import FRAME_BYTES, Drop, Game, read_games
 from lzsweep.go.weights import read_weights, write_weights
 from lzsweep.train.build import BUNDLED_GAMES, build_store
 from lzsweep.train.store import SECTIONS, Store
@@ -32,6 +35,7 @@ from tests.go.network import random_weights
 MEMORY = 256 << 20  # more than the process has when it begins
 DEADLINE_S = 120  # for one file; the slowest takes a second
 Check = Callable[[Path, bytes], None]  # what must hold for a damaged file; and the sound one
+Row = tuple[tuple[int, ...], int, bytes, int]  # planes, side, policy (float32), won
 
 
 def mutate(data: bytes, rng: random.Random) -> bytes:
@@ -65,12 +69,68 @@ def check_games(path: Path, sound: bytes) -> None:
 
 
 def check_chunks(path: Path, sound: bytes) -> None:
+    written: Iterator[Row] | None = None
     for item in read_chunks(path):
-        if isinstance(item, Records):
-            assert (item.policy >= 0).all()
-            np.testing.assert_allclose(item.policy.sum(axis=1), 1, atol=0.011)
-            assert item.side.max() <= 1 >= item.won.max()
-            assert not (item.planes[:, :8] & item.planes[:, 8:]).any()
+        if not isinstance(item, Records):
+            continue
+        assert (item.policy >= 0).all()
+        np.testing.assert_allclose(item.policy.sum(axis=1), 1, atol=0.011)
+        assert item.side.max() <= 1 >= item.won.max()
+        assert not (item.planes[:, :8] & item.planes[:, 8:]).any()
+        # Each record is there, bit by bit, after those that came before it; others may be left
+        # out. A file of which nothing is taken, such as a bomb, is not unpacked here.
+        written = written or plain_rows(path.read_bytes())
+        for n in range(len(item)):
+            planes = tuple(int.from_bytes(plane.tobytes(), "little") for plane in item.planes[n])
+            row = (planes, int(item.side[n]), item.policy[n].tobytes(), int(item.won[n]))
+            assert row in written, "a record that is not in the file"
+
+
+def plain_rows(data: bytes) -> Iterator[Row]:
+    """The records of a chunk file by nothing but Python's own reading, up to a malformed one."""
+    data = b"".join(inflate(data)) if data.startswith(b"\x1f\x8b") else data
+    if data.startswith(b"\x01\0\0\0"):
+        whole = data[: len(data) - len(data) % 2176]
+        for version, *policy, planes, side, won in struct.iter_unpack("<i362f722s2B", whole):
+            if version != 1 or max(side, won) > 1:
+                return
+            bits = "".join(f"{byte:08b}" for byte in planes)
+            boards = tuple(int(bits[at : at + 361][::-1], 2) for at in range(0, 5776, 361))
+            yield boards, side, np.array(policy, np.float32).tobytes(), won
+        return
+    lines = data.split(b"\n")
+    while len(lines) >= 19:
+        record, lines = lines[:19], lines[19:]
+        if not all(re.fullmatch(rb"[0-9a-f]{90}[01]", line) for line in record[:16]):
+            return
+        digits = ("".join(f"{int(d, 16):04b}" for d in line[:90].decode()) for line in record[:16])
+        boards = tuple(
+            int((bits + chr(line[90]))[::-1], 2)
+            for bits, line in zip(digits, record, strict=False)
+        )
+        if record[16] not in (b"0", b"1") or record[18] not in (b"1", b"-1"):
+            return
+        try:
+            policy = np.array([float(word) for word in record[17].split()], np.float32)
+        except ValueError:
+            return
+        if len(policy) != N_MOVES:
+            return
+        yield boards, int(record[16]), policy.tobytes(), int(record[18] == b"1")
+
+
+def inflate(data: bytes) -> Iterator[bytes]:
+    """All that a gzip file still gives, byte by byte, for whatever is damaged behind."""
+    while data.startswith(b"\x1f\x8b"):
+        inflater = zlib.decompressobj(wbits=31)
+        for at in range(len(data)):
+            try:
+                yield inflater.decompress(data[at : at + 1])
+            except zlib.error:
+                return
+            if inflater.eof:
+                break
+        data = data[at + 1 :].lstrip(b"\0")
 
 
 def check_weights(path: Path, sound: bytes) -> None:
@@ -178,15 +238,16 @@ def test_damaged_files(kind: str, check: Check, n_files: int, tmp_path: Path) ->
     [
         ("chunks", check_chunks, b"0" * 4096),
         ("weights", check_weights, b"0 " * 2048),
+        ("sgf", check_games, b"(;B[aa]" + b";" * 4089),
     ],
 )
 def test_small_files_that_unpack_to_much(
     kind: str, check: Check, piece: bytes, tmp_path: Path
 ) -> None:
-    """One line without an end: more than the memory, in less than a megabyte."""
+    """One line or game without an end: more than the memory, in less than a megabyte."""
     path = tmp_path / "bomb.gz"
     head = b"1\n" if kind == "weights" else b""
-    with gzip.open(path, "wb", 1) as out:
+    with gzip.open(path, "wb", 5) as out:
         out.write(head)
         for _ in range(300):
             out.write(piece * ((1 << 20) // len(piece)))
@@ -195,4 +256,20 @@ def test_small_files_that_unpack_to_much(
         signal.alarm(DEADLINE_S)
         check(path, b"")
 
+    assert in_small_process(read_it) == 0
+
+
+def test_archives_that_unpack_to_much(tmp_path: Path) -> None:
+    """Three hundred megabytes in a zip in a gzip, and a game of nothing but nodes in a zip."""
+    path = tmp_path / "bomb.sgf"
+
+    def read_it() -> None:
+        signal.alarm(DEADLINE_S)
+        (item,) = read_games(path, workers=1)
+        assert isinstance(item, Drop)
+        assert item.reason == "unreadable"
+
+    path.write_bytes(gzip.compress(zipped(bytes(300 << 20))))
+    assert in_small_process(read_it) == 0
+    path.write_bytes(zipped(b"(;RE[B+R];B[aa]" + b";" * 8_000_000 + b")"))
     assert in_small_process(read_it) == 0

@@ -24,6 +24,10 @@ from typing import IO
 from lzsweep.errors import DataError
 
 MAX_UNPACKED_BYTES = 1 << 30
+MAX_RATIO = 200
+"""How many times its packed size a file may unpack to; games come to 10, chunks as text to 50."""
+ALWAYS_UNPACKED_BYTES = 64 << 20
+"""What a file may unpack to however small it is."""
 _MAX_DEPTH = 3
 _READ_BYTES = 1 << 20
 _ARCHIVE_SUFFIXES = (".gz", ".tgz", ".bz2", ".tbz2", ".xz", ".txz", ".zip", ".tar")
@@ -83,7 +87,7 @@ def read_documents(files: Sequence[Path], suffix: str = ".sgf") -> Iterator[Docu
         try:
             size = file.stat().st_size
             if size > MAX_UNPACKED_BYTES and not _is_archive_name(file.name):
-                yield Damage(str(file), _too_large(size))
+                yield Damage(str(file), _too_large(size, MAX_UNPACKED_BYTES))
                 continue
             data = file.read_bytes()
         except OSError as e:
@@ -176,7 +180,7 @@ def _unpack_stream(source: str, data: bytes, suffix: str) -> Iterator[Document |
     else:
         opener = bz2.open if data.startswith(b"BZh") else lzma.open
         with opener(io.BytesIO(data)) as stream:
-            unpacked, problem = _read_all(stream)
+            unpacked, problem = _read_all(stream, _room(len(data)))
     if unpacked or not problem:
         yield Document(source, unpacked)
     if problem:
@@ -186,7 +190,7 @@ def _unpack_stream(source: str, data: bytes, suffix: str) -> Iterator[Document |
 def _gunzip(data: bytes) -> tuple[bytes, str | None]:
     """All that a gzip file of one or more members still gives, and what is wrong with the rest."""
     parts: list[bytes] = []
-    room = MAX_UNPACKED_BYTES
+    limit = room = _room(len(data))
     while data.startswith(b"\x1f\x8b"):
         inflater = zlib.decompressobj(wbits=31)
         try:
@@ -196,22 +200,22 @@ def _gunzip(data: bytes) -> tuple[bytes, str | None]:
         parts.append(part)
         room -= len(part)
         if not inflater.eof:
-            return b"".join(parts), "gzip ends early" if room else _too_large(MAX_UNPACKED_BYTES)
+            return b"".join(parts), "gzip ends early" if room else _too_large(limit, limit)
         data = inflater.unused_data.lstrip(b"\x00")
         if room == 0:
-            return b"".join(parts), _too_large(MAX_UNPACKED_BYTES)
+            return b"".join(parts), _too_large(limit, limit)
     return b"".join(parts), "bytes after the gzip data" if data else None
 
 
-def _read_all(stream: IO[bytes]) -> tuple[bytes, str | None]:
+def _read_all(stream: IO[bytes], limit: int) -> tuple[bytes, str | None]:
     parts: list[bytes] = []
     size = 0
     try:
         while part := stream.read(_READ_BYTES):
             parts.append(part)
             size += len(part)
-            if size > MAX_UNPACKED_BYTES:
-                return b"", _too_large(size)
+            if size > limit:
+                return b"", _too_large(size, limit)
     except (OSError, EOFError, RuntimeError, zlib.error, lzma.LZMAError, zipfile.BadZipFile) as e:
         return b"".join(parts), f"damaged: {e}"
     return b"".join(parts), None
@@ -225,7 +229,7 @@ def _unpack_zip(source: str, data: bytes, suffix: str) -> Iterator[Document | Da
             name = f"{source}!{member.filename}"
             try:
                 with archive.open(member) as stream:
-                    unpacked, problem = _read_all(stream)
+                    unpacked, problem = _read_all(stream, _room(member.compress_size))
             except (RuntimeError, NotImplementedError, zipfile.BadZipFile) as e:
                 unpacked, problem = b"", f"damaged or encrypted: {e}"
             yield Damage(name, problem) if problem else Document(name, unpacked)
@@ -239,9 +243,14 @@ def _unpack_tar(source: str, data: bytes, suffix: str) -> Iterator[Document | Da
             stream = archive.extractfile(member)
             if stream is not None:
                 name = f"{source}!{member.name}"
-                unpacked, problem = _read_all(stream)
+                unpacked, problem = _read_all(stream, _room(len(data)))  # it may be sparse
                 yield Damage(name, problem) if problem else Document(name, unpacked)
 
 
-def _too_large(size: int) -> str:
-    return f"{size} bytes or more unpacked, and at most {MAX_UNPACKED_BYTES} are read; split it"
+def _room(packed: int) -> int:
+    """Bytes that so many packed ones may unpack to: memory is bounded by the size of the files."""
+    return min(MAX_UNPACKED_BYTES, max(ALWAYS_UNPACKED_BYTES, MAX_RATIO * packed))
+
+
+def _too_large(size: int, limit: int) -> str:
+    return f"{size} bytes or more unpacked, and at most {limit} are read; split it"

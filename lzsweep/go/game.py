@@ -32,6 +32,7 @@ FRAME_BYTES = 92  # two bitboards of 361 bits, padded to 46 bytes each
 _HALF_FRAME_BYTES = FRAME_BYTES // 2
 _MAX_REPLAYED_NODES = 999
 _MAX_GAME_BYTES = 8 << 20
+_MAX_NODES = 100_000  # a node takes a kilobyte of memory, and could be one byte of the text
 
 State = tuple[int, int, int, int]  # black, white, ko point, colour to move
 _START: State = (0, 0, NO_KO, BLACK)
@@ -100,6 +101,8 @@ def read_game(text: bytes, source: str, *, strict: bool = False) -> Game | Drop:
     """Judge and replay one game's text (as `sgftree.Chopper` gives it)."""
     if len(text) > _MAX_GAME_BYTES:
         return Drop(source, "unreadable", f"one game of {len(text)} bytes")
+    if (n_nodes := text.count(b";") + text.count(b"(")) > _MAX_NODES:
+        return Drop(source, "unreadable", f"one game of {n_nodes} nodes")
     root = parse_tree(text)
     try:
         winner = _winner(root)

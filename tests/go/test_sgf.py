@@ -240,6 +240,12 @@ def test_one_enormous_game_is_refused_before_it_is_read(tmp_path: Path) -> None:
     assert (drop.reason, drop.detail) == ("unreadable", f"one game of {(9 << 20) + 8} bytes")
 
 
+def test_a_game_of_too_many_nodes_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    text = b"(;RE[B+R]" + b";(" * 60_000 + b")" * 60_001
+    drop = only_drop(tmp_path, text)
+    assert (drop.reason, drop.detail) == ("unreadable", "one game of 120000 nodes")
+
+
 def test_the_tree_keeps_variations_and_escapes() -> None:
     root = parse_tree(b"RE[B\\]+];B[aa](;W[bb];B[cc])(;W[dd])")
     assert root.properties == {b"RE": [b"B]+"]}
