@@ -136,6 +136,16 @@ def test_the_engine_keeps_the_same_positions_of_real_games(tmp_path: Path) -> No
 
 
 @pytest.mark.engine
+@pytest.mark.slow
+def test_the_engine_keeps_the_same_positions_of_bundled_games(tmp_path: Path) -> None:
+    """Whole games that everybody has; a third of them, for the time it takes."""
+    texts = list(Chopper(gzip.decompress(BUNDLED.read_bytes())))[::3]
+    collection = tmp_path / "bundled.sgf"
+    collection.write_bytes(b"".join(b"(;" + text + b"\n" for text in texts))
+    assert engine_and_ours_agree(collection, tmp_path) == 60
+
+
+@pytest.mark.engine
 def test_the_engine_keeps_the_same_positions_of_broken_games(tmp_path: Path) -> None:
     """Games that are damaged at random; one good game keeps the engine from its known abort."""
     rng = random.Random(20)
