@@ -25,6 +25,9 @@ BATCH = 10
 COPIED = ("runs", "params", "tags", "metrics", "latest_metrics")
 """Tables that hold a run."""
 
+READY_S = 300.0
+"""Time until all clients have begun their runs."""
+
 _FORK = multiprocessing.get_context("fork")
 
 
@@ -48,25 +51,32 @@ class Logged:
 def log_at_once(uri: str, experiment_id: str, n_clients: int, seconds: float) -> list[Logged]:
     """Let so many processes log for so long; name and password come from the environment."""
     connect(uri)  # imports, once for all
-    together = _FORK.Barrier(n_clients)
-    ends = [_FORK.Pipe(duplex=False) for _ in range(n_clients)]
-    clients = [
-        _FORK.Process(target=_log, args=(uri, experiment_id, seconds, together, end))
-        for _, end in ends
-    ]
-    for client in clients:
+    together = _FORK.Barrier(n_clients, timeout=READY_S)
+    clients, mouths = [], []
+    for _ in range(n_clients):
+        mouth, end = _FORK.Pipe(duplex=False)
+        client = _FORK.Process(target=_log, args=(uri, experiment_id, seconds, together, end))
         client.start()
+        end.close()  # before the next client, so that only its own holds it and ends it
+        clients.append(client)
+        mouths.append(mouth)
     found: list[Logged] = []
-    for (mouth, end), client in zip(ends, clients, strict=True):
-        end.close()  # ours; a client that dies leaves an end of file then
-        found.append(mouth.recv())
+    for mouth, client in zip(mouths, clients, strict=True):
+        try:
+            found.append(mouth.recv())
+        except EOFError:
+            raise SystemExit("a client ended before it had told what it logged") from None
         client.join()
     return found
 
 
 def _log(uri: str, experiment_id: str, seconds: float, together: Any, end: Connection) -> None:
-    client = connect(uri)
-    run_id = str(client.create_run(experiment_id).info.run_id)
+    try:
+        client = connect(uri)
+        run_id = str(client.create_run(experiment_id).info.run_id)
+    except BaseException:
+        together.abort()  # nobody need wait for this one
+        raise
     together.wait()
     errors: list[str] = []
     n_calls = 0

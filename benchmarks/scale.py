@@ -39,6 +39,8 @@ from lzsweep.tracking.postgres import MAX_CONNECTIONS
 
 N_WORKERS = 64
 N_TRIALS = 1000
+READY_S = 300.0
+"""Time until all processes are ready."""
 _fork = multiprocessing.get_context("fork")
 
 
@@ -86,7 +88,8 @@ def measure(url: str, be: Callable[..., Any], n_workers: int, n_trials: int) -> 
     """
     name = be.__name__
     _prepare(url, name, n_trials)
-    gate, counter, found = _fork.Barrier(n_workers + 1), _fork.Value("i", n_trials), _fork.Queue()
+    gate = _fork.Barrier(n_workers + 1, timeout=READY_S)
+    counter, found = _fork.Value("i", n_trials), _fork.Queue()
     processes = [
         _fork.Process(target=_report, args=(be, number, url, name, gate, counter, found))
         for number in range(n_workers)
@@ -94,7 +97,10 @@ def measure(url: str, be: Callable[..., Any], n_workers: int, n_trials: int) -> 
     for process in processes:
         process.start()
     with _connections(url) as counts:
-        gate.wait()
+        try:
+            gate.wait()
+        except threading.BrokenBarrierError:
+            raise SystemExit("a process ended before all were ready") from None
         began = time.monotonic()
         reports = [_take(found, processes) for _ in processes]
     for process in processes:
@@ -220,7 +226,11 @@ def _report(
     faults = _Faults()
     logging.getLogger().addHandler(faults)
     optuna.logging.enable_propagation()
-    done = be(number, url, name, gate, counter)
+    try:
+        done = be(number, url, name, gate, counter)
+    except BaseException:
+        gate.abort()  # nobody need wait for this one
+        raise
     found.put({"waits": done.waits, "ends": done.ends, "n_faults": faults.n})
 
 

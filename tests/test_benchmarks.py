@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from benchmarks import claims, data, scale, search, table
+from benchmarks import claims, crowd, data, loggers, scale, search, table
 from benchmarks.clock import (
     Span,
     list_schedule_s,
@@ -23,6 +25,8 @@ from benchmarks.table import Row
 from lzsweep.go.chunks import encode_game, format_binary
 from lzsweep.go.sgf import Game, read_games
 from lzsweep.train.build import BUNDLED_GAMES
+from lzsweep.train.decode import symmetry_table
+from tests.go.engine import game_records
 from tests.sweep.conftest import postgres_folder  # noqa: F401
 
 
@@ -71,13 +75,64 @@ def test_rows_of_other_ids_stay_in_the_table_and_in_the_file(
     assert kept == ["2", "1.5", "0.25"]
 
 
-def test_the_chunk_parser_gives_whole_batches() -> None:
+def test_the_originals_parser_reads_our_binary_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chunkparser.random, "randrange", lambda n: 0)  # turned by no symmetry
     game = next(g for g in read_games(BUNDLED_GAMES, workers=1) if isinstance(g, Game))
-    records = format_binary(encode_game(game))
+    expected = game_records(game)
+    n = len(expected)
 
-    planes, policies, winners = next(chunkparser.read_batches([records], 64))
+    (batch,) = chunkparser.read_batches([format_binary(encode_game(game))], n)
 
-    assert (len(planes), len(policies), len(winners)) == (64 * 18 * 361, 64 * 362 * 4, 64 * 4)
+    planes = np.frombuffer(batch[0], np.uint8).reshape(n, 18, 361)
+    policies = np.frombuffer(batch[1], np.float32).reshape(n, 362)
+    winners = np.frombuffer(batch[2], np.float32)
+    for row, (stones, side, move, result) in enumerate(expected):
+        points = [[s >> point & 1 for point in range(361)] for s in stones]
+        np.testing.assert_array_equal(planes[row, :16], points)
+        assert (planes[row, 16:] == [[1 - side], [side]]).all(), "black to move, white to move"
+        assert (policies[row].argmax(), policies[row].max(), policies[row].sum()) == (move, 1, 1)
+        assert winners[row] == result
+
+
+def test_the_originals_parser_turns_our_binary_chunks_as_we_do() -> None:
+    game = next(g for g in read_games(BUNDLED_GAMES, workers=1) if isinstance(g, Game))
+    records = encode_game(game)
+    planes = np.unpackbits(records.planes, axis=2, count=361, bitorder="little")
+    known = {
+        turned.tobytes() for s in symmetry_table().numpy() for turned in planes[:, :, s[:361]]
+    }
+
+    (batch,) = chunkparser.read_batches([format_binary(records)], len(records))
+
+    turned = np.frombuffer(batch[0], np.uint8).reshape(-1, 18, 361)[:, :16]
+    assert {position.tobytes() for position in turned} <= known
+
+
+def test_the_noise_of_a_comparison_is_that_of_its_median() -> None:
+    seconds = [(1.02, 1.0), (2.0, 2.0), (1.01, 1.0), (9.0, 1.0)]  # one was disturbed
+    spans = [
+        Span(0.0, 1.0, steps_s=s, logger=logger)
+        for pair in seconds
+        for s, logger in zip(pair, ("JournalLogger", ""), strict=True)
+    ]
+
+    ratio, noise = loggers.compare(spans)
+
+    assert ratio == pytest.approx(1.015)
+    assert noise == pytest.approx(1.2533 * 1.4826 * 0.01 / 2)
+    assert loggers.compare(spans[:6])[1] < noise * 1.2
+
+
+def test_a_client_that_dies_ends_the_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
+    parent = os.getpid()
+
+    def connect(uri: str) -> None:
+        if os.getpid() != parent:
+            raise ConnectionError("no server")
+
+    monkeypatch.setattr(crowd, "connect", connect)
+    with pytest.raises(SystemExit, match="a client ended before it had told what it logged"):
+        crowd.log_at_once("http://nowhere", "0", n_clients=3, seconds=1.0)
 
 
 @pytest.mark.parametrize(
