@@ -99,15 +99,17 @@ def cosine(
     """Let the rate fall along half a cosine to `min_factor` of its full value at the last step.
 
     Raises:
-        ConfigError: the length of the training is not known, or shorter than the warm-up.
+        ConfigError: the length of the training is not known, or shorter than the warm-up, or that
+            is negative.
     """
+    problems = _warmup_problems(warmup_steps)
     if math.isinf(n_steps) or n_steps <= warmup_steps:
-        raise ConfigError(
-            [
-                "The cosine schedule needs a known number of steps above `warmup_steps`, but got "
-                f"{n_steps=}, {warmup_steps=}: set trainer.max_steps or trainer.max_epochs."
-            ]
+        problems.append(
+            "The cosine schedule needs a known number of steps above `warmup_steps`, but got "
+            f"{n_steps=}, {warmup_steps=}: set trainer.max_steps or trainer.max_epochs."
         )
+    if problems:
+        raise ConfigError(problems)
 
     def scale(step: int) -> float:
         if step < warmup_steps:
@@ -175,9 +177,21 @@ def one_cycle(
 
 
 def constant(optimizer: Optimizer, n_steps: float, *, warmup_steps: int = 0) -> LambdaLR:
-    """Keep the rate, after a linear warm-up."""
+    """Keep the rate, after a linear warm-up.
+
+    Raises:
+        ConfigError: the warm-up is negative.
+    """
     del n_steps
+    if problems := _warmup_problems(warmup_steps):
+        raise ConfigError(problems)
     return LambdaLR(optimizer, lambda step: _warmup(step, warmup_steps))
+
+
+def _warmup_problems(warmup_steps: int) -> list[str]:
+    if warmup_steps >= 0:
+        return []
+    return [f"`warmup_steps >= 0` must hold for the schedule, but got {warmup_steps=}."]
 
 
 def _warmup(step: int, warmup_steps: int) -> float:

@@ -139,3 +139,9 @@ def test_plateau_remembers_itself() -> None:
 def test_plateau_refuses_nonsense(options: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match="`0 < factor < 1`, `patience >= 0`"):
         plateau(sgd(), math.inf, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("make", [constant, cosine])
+def test_a_warm_up_takes_no_negative_time(make: Callable[..., LRScheduler]) -> None:
+    with pytest.raises(ConfigError, match=r"`warmup_steps >= 0` must hold .*warmup_steps=-1"):
+        make(sgd(), 100, warmup_steps=-1)
