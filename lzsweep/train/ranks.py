@@ -77,12 +77,12 @@ def companions(n: int, follow: Callable[[], object]) -> Iterator[None]:
         _fork.Process(target=_follow, args=(rank, follow, telling), name=f"rank {rank}")
         for rank in range(1, n)
     ]
-    for process in others:
-        process.start()
-    telling.close()
     over = threading.Event()
-    threading.Thread(target=_end_with, args=(others, over), name="ranks", daemon=True).start()
     try:
+        for process in others:
+            process.start()
+        telling.close()
+        threading.Thread(target=_end_with, args=(others, over), name="ranks", daemon=True).start()
         yield
         for process in others:
             process.join(GRACE_S)
@@ -93,8 +93,9 @@ def companions(n: int, follow: Callable[[], object]) -> Iterator[None]:
     finally:
         over.set()
         for process in others:
-            process.kill()
-            process.join()
+            if process.pid is not None:  # all were started
+                process.kill()
+                process.join()
         _leave_group()
         for name, value in before.items():
             os.environ.pop(name, None)

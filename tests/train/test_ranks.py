@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 from collections.abc import Callable
 from datetime import timedelta
+from multiprocessing.context import ForkProcess
 from typing import NoReturn
 
 import pytest
@@ -70,6 +72,22 @@ def test_a_rank_that_is_killed_is_told() -> None:
 def test_a_fault_of_our_own_stays_ours() -> None:
     with pytest.raises(RuntimeError, match="ours"), companions(2, lambda: meet_and(fail)):
         raise RuntimeError("ours")
+
+
+def test_a_fork_that_fails_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    start = ForkProcess.start
+
+    def start_no_more_than_one(process: ForkProcess) -> None:
+        if process.name == "rank 2":
+            raise BlockingIOError("no process more")
+        start(process)
+
+    monkeypatch.setattr(ForkProcess, "start", start_no_more_than_one)
+    before = dict(os.environ)
+    with pytest.raises(BlockingIOError, match="no process more"), companions(3, signal.pause):
+        pytest.fail("nobody is to train with one missing")
+    assert dict(os.environ) == before
+    assert not multiprocessing.active_children()
 
 
 @pytest.mark.parametrize(
