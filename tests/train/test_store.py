@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 
 from lzsweep.errors import DataError
+from lzsweep.go import sgf
 from lzsweep.go.board import BLACK, WHITE
 from lzsweep.go.sgf import Drop, Game, read_games
 from lzsweep.train import build as build_module
-from lzsweep.train.build import BUNDLED_GAMES, build_store, ensure_store
+from lzsweep.train.build import BUNDLED_GAMES, build_store, ensure_store, find_store
 from lzsweep.train.store import MAGIC, Store, part_bytes
 
 SGF = "(;GM[1]SZ[19]RE[B+1.5];B[pd];W[dp];B[pq];W[dd];B[])"
@@ -232,6 +233,17 @@ def test_an_unchanged_archive_is_not_hashed_again(
     monkeypatch.delattr(build_module, "content_key")
 
     assert ensure_store(games, tmp_path / "cache") == first
+
+
+def test_a_reader_that_reads_otherwise_reads_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "game.sgf").write_text(SGF)
+    first = find_store(tmp_path / "game.sgf", tmp_path / "cache")
+    for module in (sgf, build_module):
+        monkeypatch.setattr(module, "READER_VERSION", b"another")
+
+    assert find_store(tmp_path / "game.sgf", tmp_path / "cache") != first
 
 
 def test_a_store_file_stands_for_itself(store: Store, tmp_path: Path) -> None:
