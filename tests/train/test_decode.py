@@ -7,12 +7,15 @@ from itertools import product
 
 import numpy as np
 import pytest
+import pytorch_lightning as pl
 import torch
 from numpy.typing import NDArray
+from pytorch_lightning.callbacks import Callback
 
 from lzsweep.train.data import GoData, Pick, Rows, gather
-from lzsweep.train.decode import Decoder, symmetry_table
+from lzsweep.train.decode import Batch, Decoder, symmetry_table
 from lzsweep.train.store import Store
+from tests.train.test_module import make_module
 
 Planes = NDArray[np.float32]
 
@@ -144,3 +147,54 @@ def test_columns_keep_their_unsigned_range(store: Store) -> None:
     packed = gather(high, pick_all([3], [0]))
 
     assert int(packed.move[0]) == 0xFFFF
+
+
+class Shown(Callback):
+    """Keeps the batches that a training is shown."""
+
+    def __init__(self) -> None:
+        self.batches: list[Batch] = []
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Batch, batch_idx: int
+    ) -> None:
+        assert {part.device for part in batch} == {trainer.strategy.root_device}
+        self.batches.append(Batch(*(part.cpu().clone() for part in batch)))
+
+
+GPU = pytest.param(
+    "gpu",
+    marks=[
+        pytest.mark.gpu,
+        pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU"),
+    ],
+)
+
+
+@pytest.mark.parametrize("device_resident", [False, True])
+@pytest.mark.parametrize("accelerator", ["cpu", GPU])
+def test_a_training_is_shown_the_slow_reference_on_every_device(
+    go_data: Callable[..., GoData], accelerator: str, device_resident: bool
+) -> None:
+    shown, data = Shown(), go_data(batch_size=8, device_resident=device_resident)
+    trainer = pl.Trainer(
+        accelerator=accelerator,
+        devices=1,
+        max_steps=3,
+        limit_val_batches=0,
+        callbacks=[shown],
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        enable_progress_bar=False,
+    )
+
+    trainer.fit(make_module(), datamodule=data)
+
+    order = go_data(batch_size=8).train_dataloader().sampler
+    assert len(shown.batches) == 3
+    for batch, pick in zip(shown.batches, order, strict=False):
+        for i, (position, symmetry) in enumerate(zip(pick.position, pick.symmetry, strict=True)):
+            planes, move, value = decode_slowly(data.store, int(position), int(symmetry))
+            np.testing.assert_array_equal(batch.planes[i].numpy(), planes)
+            assert (int(batch.move[i]), float(batch.value[i])) == (move, value)
