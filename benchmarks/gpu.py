@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.table import Row
+from lzsweep.train.cost import count_flops
 from lzsweep.train.data import GoData, Pick, Rows, gather
 from lzsweep.train.decode import Batch, Decoder
 from lzsweep.train.network import Network
@@ -129,11 +130,8 @@ def train_rate(
 
 def forward_flops(blocks: int, filters: int) -> float:
     """FLOPs of the convolutions and dense layers for one position."""
-    points, planes = 19 * 19, 18
-    tower = 9 * filters * (planes + 2 * blocks * filters)
-    heads = filters * 3
-    dense = 2 * points * (points + 1) + points * 256 + 256
-    return 2.0 * (points * (tower + heads) + dense)
+    net = Network(blocks, filters)
+    return count_flops(lambda: net(torch.zeros(1, *net.planes_shape())))
 
 
 def matmul_ceiling(device: torch.device, n_steps: int) -> float:

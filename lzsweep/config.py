@@ -27,18 +27,10 @@ from lzsweep.errors import ConfigError
 COSTS = ("cost/parameters", "cost/flops", "cost/positions_per_s", "cost/train_s")
 """What `lzsweep.train.cost` logs of any module."""
 
-METRICS = COSTS + tuple(
-    f"{split}/{name}"
-    for split in ("train", "val", "test")
-    for name in (
-        "loss",
-        "loss_unweighted",
-        "policy_loss",
-        "value_mse",
-        "policy_top1",
-        "policy_top5",
-    )
-)
+MEANS = ("loss", "loss_unweighted", "policy_loss", "value_mse", "policy_top1", "policy_top5")
+"""What the shipped module logs of each split, as means over its positions."""
+
+METRICS = COSTS + tuple(f"{split}/{name}" for split in ("train", "val", "test") for name in MEANS)
 """What is logged while the shipped module is trained."""
 
 WEIGHTED = ("train/loss", "val/loss", "test/loss")

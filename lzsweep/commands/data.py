@@ -24,6 +24,7 @@ from rich.table import Table
 from yaml import YAMLError
 
 from lzsweep.commands import Format, Output, app, print_json
+from lzsweep.config import Data
 from lzsweep.errors import DataError, UserError
 from lzsweep.go.chunks import write_chunks
 from lzsweep.go.fetch import fetch as fetch_file
@@ -196,7 +197,7 @@ def fetch(
 def describe(store: Store, *, verified: bool = False) -> dict[str, Any]:
     """A store as plain data; the splits as the default fractions make them."""
     n_bytes = store.path.stat().st_size
-    games = store.assign_games(0.1, 0.1)
+    games = store.assign_games(Data.val_fraction, Data.test_fraction)
     return {
         "store": str(store.path),
         "source": store.info["source"],

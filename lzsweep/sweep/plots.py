@@ -10,6 +10,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import matplotlib
@@ -112,13 +113,13 @@ def _plots(findings: Findings) -> Iterator[_Plot]:
             f"history{end}",
             f"Optimisation history{of}",
             "The objective of each complete trial; for a single objective, the best so far.",
-            lambda n=n: _history(findings, study, n),  # type: ignore[misc]
+            partial(_history, findings, study, n),
         )
         yield _Plot(
             f"slices{end}",
             f"Slices{of}",
             "The objective over one parameter at a time; later trials are darker.",
-            lambda n=n: _slices(findings, study, n),  # type: ignore[misc]
+            partial(_slices, findings, study, n),
         )
         if metric in COSTS:
             continue  # the same at each validation
@@ -126,7 +127,7 @@ def _plots(findings: Findings) -> Iterator[_Plot]:
             f"curves{end}",
             f"Learning curves{of}",
             "The objective at each validation. Pruned trials are dashed and end in a cross.",
-            lambda n=n: _curves(findings, n),  # type: ignore[misc]
+            partial(_curves, findings, n),
         )
     yield _Plot(
         "importance",

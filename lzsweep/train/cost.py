@@ -121,14 +121,19 @@ class Cost(Callback):
             # Compiled parts run as they were written: to compile them would take a minute.
             eager = torch.compiler.set_stance("force_eager")
             with isolate_rng(), torch.no_grad(), eager, plugin.forward_context():
-                with FlopCounterMode(display=False) as counter:
-                    evaluate(1)()
-                costs["cost/flops"] = float(counter.get_total_flops())
+                costs["cost/flops"] = count_flops(evaluate(1))
                 costs["cost/positions_per_s"] = _speed(evaluate, device)
         finally:
             for part in training:
                 part.training = True
         return costs
+
+
+def count_flops(run: Callable[[], Any]) -> float:
+    """Floating-point operations of the matrix products and convolutions in a call."""
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return float(counter.get_total_flops())
 
 
 def _resize(example: Any, n: int, device: torch.device) -> tuple[list[Any], dict[str, Any]]:

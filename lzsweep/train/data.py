@@ -22,10 +22,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from lzsweep.errors import DataError
 from lzsweep.go.board import BOARD_SIZE
+from lzsweep.go.chunks import N_HISTORY
 from lzsweep.train.build import Paths, ensure_store
 from lzsweep.train.decode import (
-    HISTORY,
-    HISTORY_SHIFT,
     N_PAIRS,
     N_PLANES,
     N_SYMMETRIES,
@@ -34,7 +33,7 @@ from lzsweep.train.decode import (
     Packed,
     Policy,
 )
-from lzsweep.train.store import Store
+from lzsweep.train.store import HISTORY_SHIFT, Store
 
 
 class Pick(NamedTuple):
@@ -90,10 +89,10 @@ def gather(rows: Rows, pick: Pick) -> Packed:
     """Collect the packed rows of a batch: each position's frame and its history."""
     flags = rows.flags.index_select(0, pick.position)
     frame = rows.position_frame.index_select(0, pick.position).to(torch.int64) & 0xFFFFFFFF
-    age = torch.arange(HISTORY, device=flags.device)[:, None]
+    age = torch.arange(N_HISTORY, device=flags.device)[:, None]
     # Before the game began the board was empty, as frame 0 is.
     wanted = torch.where(age <= flags >> HISTORY_SHIFT, frame - age, 0)
-    frames = rows.frames.index_select(0, wanted.view(-1)).view(HISTORY, -1, N_PAIRS, 2)
+    frames = rows.frames.index_select(0, wanted.view(-1)).view(N_HISTORY, -1, N_PAIRS, 2)
     move = rows.move.index_select(0, pick.position).to(torch.int64) & 0xFFFF
     policy = _gather_policy(rows.policy, pick.position.long()) if rows.policy else None
     return Packed(frames, flags, move, pick.symmetry, policy)

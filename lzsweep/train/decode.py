@@ -25,19 +25,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lzsweep.go.board import BOARD_SIZE, N_MOVES, N_POINTS, PASS
+from lzsweep.go.chunks import N_HISTORY, PLANE_BYTES
+from lzsweep.train.store import MOVER_WON, WHITE_TO_MOVE
 
-HISTORY = 8
-N_PAIRS = 46
+N_PAIRS = PLANE_BYTES
 N_SYMMETRIES = 8
-N_PLANES = 2 * HISTORY + 2
+N_PLANES = 2 * N_HISTORY + 2
 _BITS = 8
 _N_CODES = 2**16
 # Swapping blocks of 4x4, then 2x2, then 1x1 bits transposes 8x8 of them (Hacker's Delight, 7-3).
 _SWAPS = ((4, 0x0F0F0F0F), (2, 0x33333333), (1, 0x55555555))
-
-WHITE_TO_MOVE = 1  # flag bit 0
-MOVER_WON = 2  # flag bit 1
-HISTORY_SHIFT = 2  # flag bits 2-4
 
 
 class Policy(NamedTuple):
@@ -104,8 +101,8 @@ class _Scratch(NamedTuple):
             return torch.empty(shape, dtype=dtype, device=device)
 
         return cls(
-            frames=empty(HISTORY, n, N_PAIRS, 2, dtype=torch.uint8),
-            swapped=empty(HISTORY // 2, n * N_PAIRS // 2, dtype=torch.int32),
+            frames=empty(N_HISTORY, n, N_PAIRS, 2, dtype=torch.uint8),
+            swapped=empty(N_HISTORY // 2, n * N_PAIRS // 2, dtype=torch.int32),
             symmetry=empty(n, dtype=torch.uint8).fill_(N_SYMMETRIES),  # none yet
             source=empty(n, N_POINTS, dtype=torch.int64),
             codes=empty(n, N_POINTS, dtype=torch.int16),
@@ -207,7 +204,7 @@ def _channel_table() -> Tensor:
     """Return float32 `[2 * 65536, 18]`: the channels of each code, in the order of signed ones."""
     codes = np.arange(-_N_CODES // 2, _N_CODES // 2).astype("<i2")
     pairs = codes.view(np.uint8).reshape(_N_CODES, 2)
-    bits = np.unpackbits(pairs, axis=1, bitorder="little").reshape(_N_CODES, 2, HISTORY)
+    bits = np.unpackbits(pairs, axis=1, bitorder="little").reshape(_N_CODES, 2, N_HISTORY)
     table = np.zeros((2, _N_CODES, N_PLANES), np.float32)
     table[0, :, :-2] = bits.reshape(_N_CODES, -1)
     table[1, :, :-2] = bits[:, ::-1].reshape(_N_CODES, -1)  # one's own stones come first
@@ -223,7 +220,7 @@ def _numpy_can(tensor: Tensor) -> bool:
 def _transpose(frames: Tensor, scratch: _Scratch) -> Tensor:
     """Return the codes, int16 `[8 * B * 46]`: bit by bit, then position by position."""
     scratch.frames.copy_(frames)
-    words: Any = scratch.frames.view(HISTORY, -1).view(torch.int32)
+    words: Any = scratch.frames.view(N_HISTORY, -1).view(torch.int32)
     swapped: Any = scratch.swapped
     if _numpy_can(frames):
         # The same memory, but half of torch's time for each step below.

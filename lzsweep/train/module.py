@@ -6,7 +6,7 @@ convolution and dense weights, as leela-zero's own training has it (tfprocess.py
 labels, `(1 - s) * move + s / moves`, are in the loss of training alone, so that they never make a
 metric that a search judges by look better or worse.
 
-Metrics are `train/`, `val/` and `test/` + `METRICS`. Their sums stay on the device; the host
+Metrics are `train/`, `val/` and `test/` + `MEANS`. Their sums stay on the device; the host
 looks at them when they are logged: training's every `log_every_n_steps` and at an epoch's end,
 over the steps since the last time, the others' at the end of their loop.
 """
@@ -26,12 +26,12 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import Metric
 
+from lzsweep.config import MEANS
 from lzsweep.errors import ConfigError, LzsweepError
 from lzsweep.train.decode import Batch
 from lzsweep.train.network import Network
 from lzsweep.train.schedule import Plateau
 
-METRICS = ("loss", "loss_unweighted", "policy_loss", "value_mse", "policy_top1", "policy_top5")
 SHOWN = ("train/loss_unweighted", "val/loss_unweighted", "val/policy_top1")  # in progress bars
 STAGES = ("train", "val", "test")
 LOSS_WEIGHTS = ("policy", "value", "l2")
@@ -42,19 +42,19 @@ class NonFiniteLossError(LzsweepError):
 
 
 class Tally(Metric):
-    """Means of the `METRICS` over positions, added up on the device.
+    """Means of the `MEANS` over positions, added up on the device.
 
     The state is part of the module's state_dict, so that a resumed training goes on with the
     same window of steps.
     """
 
     full_state_update = False
-    sums: Tensor  # [len(METRICS)]
+    sums: Tensor  # [len(MEANS)]
     n: Tensor  # []
 
     def __init__(self) -> None:
         super().__init__()
-        zeros = torch.zeros(len(METRICS))
+        zeros = torch.zeros(len(MEANS))
         self.add_state("sums", zeros, dist_reduce_fx="sum", persistent=True)
         self.add_state("n", torch.tensor(0.0), dist_reduce_fx="sum", persistent=True)
 
@@ -198,7 +198,7 @@ class LeelaZero(pl.LightningModule):
         tally = self._tally(stage)
         means = tally.compute().tolist()
         tally.reset()
-        values = {f"{stage}/{name}": mean for name, mean in zip(METRICS, means, strict=True)}
+        values = {f"{stage}/{name}": mean for name, mean in zip(MEANS, means, strict=True)}
         for logger in self.loggers:
             logger.log_metrics(values, step)
         for name, value in values.items():

@@ -20,8 +20,9 @@ import torch
 from lzsweep.config import WEIGHTS_FILE
 from lzsweep.errors import DataError
 from lzsweep.go.board import BLACK, BOARD_SIZE, N_MOVES, N_POINTS, WHITE, Board, parse_move
+from lzsweep.go.chunks import N_HISTORY
 from lzsweep.go.weights import Weights, read_weights, write_weights
-from lzsweep.train.decode import HISTORY, N_PLANES
+from lzsweep.train.decode import N_PLANES
 from lzsweep.train.export import to_state
 from lzsweep.train.network import Network
 
@@ -96,10 +97,10 @@ def planes_after(moves: Sequence[str]) -> Floats:
         boards.append((board.black, board.white))
         colour = BLACK + WHITE - colour
     planes = np.zeros((N_PLANES, N_POINTS), np.float32)
-    for age, stones in enumerate(boards[: -HISTORY - 1 : -1]):
+    for age, stones in enumerate(boards[: -N_HISTORY - 1 : -1]):
         planes[age] = _bits(stones[colour])
-        planes[HISTORY + age] = _bits(stones[1 - colour])
-    planes[2 * HISTORY + colour] = 1
+        planes[N_HISTORY + age] = _bits(stones[1 - colour])
+    planes[2 * N_HISTORY + colour] = 1
     return planes.reshape(_SHAPE)
 
 

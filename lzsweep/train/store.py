@@ -46,6 +46,7 @@ from numpy.typing import NDArray
 
 from lzsweep.errors import DataError
 from lzsweep.go.board import N_MOVES
+from lzsweep.go.chunks import N_HISTORY
 from lzsweep.go.sgf import FRAME_BYTES
 
 MAGIC = b"LZSTORE\n"
@@ -53,12 +54,12 @@ VERSION = 2
 ALIGNMENT = 64
 HEADER_BYTES = 4096  # reserved, so that frames can be written before their number is known
 HEADER_START = len(MAGIC) + 12
-MAX_HISTORY = 7
+MAX_HISTORY = N_HISTORY - 1
 SPLITS = ("train", "val", "test")
 
-WHITE_TO_MOVE = 1
-MOVER_WON = 2
-HISTORY_SHIFT = 2
+WHITE_TO_MOVE = 1  # flag bit 0
+MOVER_WON = 2  # flag bit 1
+HISTORY_SHIFT = 2  # flag bits 2-4
 
 UNPLAYED = 0xFFFF
 """The move where only a policy is known."""

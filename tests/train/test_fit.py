@@ -12,11 +12,11 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
 
-from lzsweep.config import COSTS
+from lzsweep.config import COSTS, MEANS
 from lzsweep.errors import DataError
 from lzsweep.train.checkpoint import Checkpoints
 from lzsweep.train.fit import train
-from lzsweep.train.module import METRICS, NonFiniteLossError
+from lzsweep.train.module import NonFiniteLossError
 from tests.train.conftest import repeatable
 
 MakeConfig = Callable[..., dict[str, Any]]
@@ -114,7 +114,7 @@ def test_learns_far_above_chance(make_config: MakeConfig, tmp_path: Path) -> Non
 def test_gives_and_logs_every_metric(make_config: MakeConfig, tmp_path: Path) -> None:
     metrics = train(make_config(), folder=tmp_path)
 
-    names = {f"{stage}/{name}" for stage in ("train", "val", "test") for name in METRICS}
+    names = {f"{stage}/{name}" for stage in ("train", "val", "test") for name in MEANS}
     assert metrics.keys() == names | set(COSTS)
     steps = {
         stage: sorted({s for name, s in logged(tmp_path) if name.startswith(stage)})

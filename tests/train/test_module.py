@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lzsweep.config import MEANS
 from lzsweep.errors import ConfigError
 from lzsweep.train.decode import Batch
-from lzsweep.train.module import METRICS, LeelaZero
+from lzsweep.train.module import LeelaZero
 from lzsweep.train.network import Network
 from lzsweep.train.schedule import constant
 
@@ -39,7 +40,7 @@ def make_batch(n: int = 6) -> Batch:
 
 
 def metrics_of(module: LeelaZero, stage: str) -> dict[str, float]:
-    return dict(zip(METRICS, module._tally(stage).compute().tolist(), strict=True))
+    return dict(zip(MEANS, module._tally(stage).compute().tolist(), strict=True))
 
 
 def test_loss_is_the_weighted_sum_of_its_parts() -> None:
