@@ -87,9 +87,11 @@ def task(cfg: DictConfig) -> object:
 
         join(cfg)
         return None
+    from lzsweep.sweep.source import settle
     from lzsweep.train.run import run
 
     try:
+        settle(cfg)
         return run(cfg)
     except (LzsweepError, OmegaConfBaseException) as error:
         if HydraConfig.get().mode == RunMode.MULTIRUN:

@@ -126,7 +126,7 @@ class Network:
     _target_: str = "lzsweep.train.network.Network"
     blocks: int = MISSING
     filters: int = MISSING
-    init_from: str | None = None  # start from a weights file, a checkpoint or a run's folder
+    init_from: str | None = None  # start from a weights file, a checkpoint, a run, a study
     in_channels: int = "${data.in_channels}"  # type: ignore[assignment]  # OmegaConf resolves it
     board_size: int = "${data.board_size}"  # type: ignore[assignment]
     space: dict[str, Any] = field(default_factory=dict)  # key: sweep text, when this is chosen

@@ -9,8 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 from mlflow import MlflowClient
+from omegaconf import OmegaConf
 
 from lzsweep.go.weights import read_weights, write_weights
+from lzsweep.sweep.source import keep, settle_space
+from lzsweep.sweep.space import Space
 from lzsweep.train.export import read_checkpoint
 from lzsweep.train.network import Network
 from tests.go.network import random_weights
@@ -89,9 +92,37 @@ def test_init_from_is_checked_before_anything_starts(cli: Cli, work: Path) -> No
     assert code == 2
     assert fits in err
     assert not (work / "multirun" / "s").exists()
-    assert "must exist at nowhere" in refused(cli, "network.init_from=nowhere")
+    assert "must exist at no/where" in refused(cli, "network.init_from=no/where")
+    assert "must exist at no.ckpt" in refused(cli, "network.init_from=no.ckpt")
+    assert "nowhere must be a checkpoint, a" in refused(cli, "network.init_from=nowhere")
+    make_study("sqlite:///lzsweep.db", name="t")
+    assert "none of t has yet" in refused(cli, "network.init_from=t")
     (work / "torn.txt").write_text("1\n0.5 x\n")
     assert "torn.txt:2: a row must hold numbers only" in refused(cli, "network.init_from=torn.txt")
+
+
+def test_a_sweep_may_start_from_a_name(work: Path) -> None:
+    storage = "sqlite:///lzsweep.db"
+    cfg = OmegaConf.create({"study": {"storage": storage}, "tracking": {"uri": "unused"}})
+
+    def settled(*fixed: str) -> tuple[tuple[str, ...], list[str]]:
+        space, problems = settle_space(Space((), fixed), cfg)
+        return space.fixed, problems
+
+    write_weights(work / "net.txt", random_weights(0, 2))
+    plain = (
+        "lr=1",
+        "network.init_from=net.txt",
+        "network.init_from=null",
+        "network.init_from=x.gz",
+    )
+    assert settled(*plain) == (plain, []), "whoever checks the points says which are missing"
+    fixed, (problem,) = settled("network.init_from=nowhere", "lr=1")
+    assert fixed == ("lr=1",)
+    assert "network.init_from: nowhere must be a checkpoint, a run's folder, an MLflow" in problem
+    make_study(storage, name="s")
+    _, (problem,) = settled("+network.init_from=s")
+    assert "a trial must complete to be the best, but none of s has yet" in problem
 
 
 @pytest.mark.slow
@@ -123,9 +154,23 @@ def test_a_study_a_trial_and_a_run_are_exported(cli: Cli, work: Path) -> None:  
         cli, "export", "s", "--trial", "7", "-o", "x.txt"
     )
 
-    code, out, err = cli(*QUICK, "network=tiny", "network.init_from=net.txt.gz")
+    # By whatever name, it is the same network, and stays so when the name comes to mean another.
+    cfg = OmegaConf.create(
+        {"study": {"storage": "sqlite:///lzsweep.db"}, "tracking": {"uri": "sqlite:///mlflow.db"}}
+    )
+    run_id = trials[best]["run_id"]
+    kept = {keep(what, cfg.study.storage, cfg.tracking.uri) for what in ("s", run_id)}
+    (path,) = kept
+    write_weights(work / "kept.txt.gz", read_checkpoint(Path(path)))
+    assert (work / "kept.txt.gz").read_bytes() == expected
+    fixed = ("network=tiny", "network.init_from=s", "network.init_from=null", "lr=1")
+    space, problems = settle_space(Space((), fixed), cfg)
+    assert space.fixed == ("network=tiny", f"network.init_from={path}", *fixed[2:])
+    assert not problems
+
+    code, out, err = cli(*QUICK, "network=tiny", f"network.init_from={run_id}")
     assert code == 0, err
-    (run,) = work.glob("outputs/*/*")
+    (run,) = work.glob("outputs/*-*/*")
     assert f"play with it: leelaz -w {run / 'weights.txt.gz'}" in out
     assert read_weights(run / "weights.txt.gz").filters == 16
 

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lzsweep.commands import MLFLOW_FILE, STUDIES_FILE, Storage, Tracking, app
-from lzsweep.commands.export import choose_trial, trial_source
 from lzsweep.commands.study import Name, must_exist
 from lzsweep.errors import UserError
 from lzsweep.sweep.report import show_params
+from lzsweep.sweep.source import choose_trial, trial_source
 from lzsweep.sweep.studies import open_study
 from lzsweep.sweep.study import Study
 from lzsweep.tracking.outbox import run_id_of

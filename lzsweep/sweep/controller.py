@@ -47,6 +47,7 @@ from lzsweep.sweep.report import (
 )
 from lzsweep.sweep.seeds import log_of
 from lzsweep.sweep.slurm import Workers, is_slurm, wait
+from lzsweep.sweep.source import settle_space
 from lzsweep.sweep.space import Space, Value
 from lzsweep.sweep.storage import absolute_url
 from lzsweep.sweep.studies import create_study, find_study
@@ -102,9 +103,10 @@ class Controller:
                 loader,
                 lambda overrides: compose_parts(live, overrides).spaces,
             )
+            space, missing = settle_space(space, cfg)
             points, faults = read_points(list(cfg.study.enqueue), space, live)
             configs = check_sweep(
-                cfg, space, live, is_basic=self._is_basic, problems=[*problems, *faults]
+                cfg, space, live, is_basic=self._is_basic, problems=[*problems, *missing, *faults]
             )
             if cfg.worker.dry_run:
                 print(self._workers(self._context, cfg).script(cfg.worker.count))

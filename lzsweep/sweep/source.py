@@ -1,0 +1,226 @@
+"""Networks by whatever names them: a file, a run's folder, an MLflow run, a study, a model."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from omegaconf import DictConfig, OmegaConf
+
+from lzsweep.config import BEST_CHECKPOINT, WEIGHTS_FILE
+from lzsweep.errors import DataError, LzsweepError, UserError
+from lzsweep.train.source import find_source
+
+if TYPE_CHECKING:
+    from lzsweep.sweep.record import Trial
+    from lzsweep.sweep.space import Space
+    from lzsweep.sweep.study import Study
+
+INIT_FROM = "network.init_from"
+KEPT = Path("outputs/networks")
+"""Where networks are kept that a training started from by name."""
+
+_RUN_ID = re.compile(r"[0-9a-f]{32}")
+_SQLITE = "sqlite:///"
+_MODEL = "models:/"
+_SUFFIXES = (".ckpt", ".txt", ".gz")
+
+
+@contextmanager
+def locate(what: str, storage: str, uri: str, *, trial: int | None = None) -> Iterator[Path]:
+    """Find the network that is meant; one that is downloaded lives as long as the block.
+
+    Args:
+        what: a weights file, a checkpoint or a run's folder, the id of an MLflow run, a study's
+            name, or a registered model (`models:/NAME@champion`).
+        storage: URL of the study database.
+        uri: the MLflow server.
+        trial: number of a study's trial; by default the best.
+
+    Returns:
+        A checkpoint, or a weights file.
+
+    Raises:
+        UserError: nothing has this name, or what has it cannot be had.
+        DataError: the path has no network.
+    """
+    with tempfile.TemporaryDirectory(prefix="lzsweep-") as scratch:
+        if _is_path(what, storage):
+            if trial is not None:
+                raise UserError(f"--trial belongs to a study's name, but {what} is a path")
+            yield find_source(what)
+        elif what.startswith(_MODEL):
+            yield _of_model(what, uri, Path(scratch))
+        elif _RUN_ID.fullmatch(what):
+            yield _download(what, uri, Path(scratch))
+        else:
+            yield _of_study(what, trial, storage, uri, Path(scratch))
+
+
+def keep(what: str, storage: str, uri: str) -> str:
+    """A path for `network.init_from` that no later training changes.
+
+    What a study's or a model's name means changes, and a trial's process asks no server. So what
+    is named is copied, under a name made of its content: all trials of a sweep, and whoever goes
+    on with it or trains one again, start from the same.
+
+    Raises:
+        UserError: as `locate`, for what is no path.
+    """
+    if _is_path(what, storage):
+        return what
+    with locate(what, storage, uri) as source:
+        with source.open("rb") as file:
+            digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16))
+        kept = KEPT / f"{digest.hexdigest()}{''.join(source.suffixes)}"
+        if not kept.exists():
+            KEPT.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=KEPT) as aside:
+                Path(shutil.copy(source, aside)).replace(kept)
+    return str(kept)
+
+
+def settle(cfg: DictConfig) -> None:
+    """Let `network.init_from` of a training be a path, whatever it names.
+
+    Raises:
+        UserError: as `locate`.
+    """
+    if what := OmegaConf.select(cfg, INIT_FROM):
+        cfg.network.init_from = keep(str(what), cfg.study.storage, cfg.tracking.uri)
+
+
+def settle_space(space: Space, cfg: DictConfig) -> tuple[Space, list[str]]:
+    """Let `network.init_from` of all trials of a sweep be a path, whatever it names.
+
+    Returns:
+        The space, and what is wrong with it.
+    """
+    from lzsweep.sweep.syntax import read_value
+
+    fixed: list[str] = []
+    problems: list[str] = []
+    for override in space.fixed:
+        key, _, text = override.partition("=")
+        if key.lstrip("+") != INIT_FROM or not isinstance(what := read_value(text), str):
+            fixed.append(override)
+            continue
+        try:
+            path = keep(what, cfg.study.storage, cfg.tracking.uri)
+        except LzsweepError as error:
+            problems.append(f"{INIT_FROM}: {error}")
+        else:
+            fixed.append(override if path == what else f"{key}={path}")
+    return replace(space, fixed=tuple(fixed)), problems
+
+
+def _is_path(what: str, storage: str) -> bool:
+    path = Path(what).expanduser()
+    if what.startswith(_MODEL):
+        return False
+    return path.exists() or path.suffix in _SUFFIXES or _is_nowhere(what, storage)
+
+
+def _is_nowhere(what: str, storage: str) -> bool:
+    """Whether a word with a `/` in it, which may be a path, names no study."""
+    if "/" not in what:
+        return False
+    path = storage.removeprefix(_SQLITE)
+    if path != storage and not Path(path).exists():
+        return True
+    from lzsweep.sweep.studies import find_study
+
+    return find_study(storage, what) is None
+
+
+def _of_study(name: str, number: int | None, storage: str, uri: str, scratch: Path) -> Path:
+    path = storage.removeprefix(_SQLITE)
+    if path != storage and not Path(path).exists():
+        raise UserError(
+            f"{name} must be a checkpoint, a run's folder, an MLflow run or a study, but nothing"
+            f" here has this name, and there is no study database {path}; go to where it lies, or"
+            " set --storage (of a training: study.storage)"
+        )
+    from lzsweep.sweep.studies import open_study
+
+    study = open_study(storage, name)
+    return trial_source(study, choose_trial(study, number), uri, scratch)
+
+
+def trial_source(study: Study, trial: Trial, uri: str, scratch: Path) -> Path:
+    """A trial's best checkpoint: in its folder, else downloaded from its run.
+
+    Args:
+        study: of the trial.
+        trial: a finished one.
+        uri: the MLflow server, where the study does not name it with its password.
+        scratch: folder for what is downloaded.
+
+    Raises:
+        DataError: it is not here, and there is no run that has it.
+        UserError: the run cannot be had.
+    """
+    try:
+        return find_source(Path(study.record.folder) / str(trial.number))
+    except DataError:
+        # Trained on another machine, or cleared away; MLflow keeps the best.
+        if trial.run_id is None:
+            raise
+    recorded = study.record.tracking_uri
+    # What is recorded has no passwords; then who asks must say where the server is.
+    return _download(trial.run_id, uri if "***" in recorded else recorded, scratch)
+
+
+def choose_trial(study: Study, number: int | None) -> Trial:
+    """The trial of a number, else the best one.
+
+    Raises:
+        UserError: there is none, or there are several best ones.
+    """
+    trials = {trial.number: trial for trial in study.trials()}
+    if number is not None:
+        if number not in trials:
+            there = ", ".join(map(str, sorted(trials))) or "none yet"
+            raise UserError(f"--trial must be a trial of {study.name} ({there}), but got {number}")
+        return trials[number]
+    best = study.best()
+    if not best:
+        raise UserError(f"a trial must complete to be the best, but none of {study.name} has yet")
+    if len(best) > 1:
+        numbers = ", ".join(str(trial.number) for trial in best)
+        raise UserError(f"{study.name} has several best trials; choose one by --trial: {numbers}")
+    return best[0]
+
+
+def _of_model(model: str, uri: str, scratch: Path) -> Path:
+    from lzsweep.tracking.registry import download_from_model
+    from lzsweep.tracking.runs import check_server
+
+    check_server(uri)
+    return download_from_model(uri, model, f"data/model-data/{WEIGHTS_FILE}", scratch)
+
+
+def _download(run_id: str, uri: str, scratch: Path) -> Path:
+    from lzsweep.tracking.client import Gone, connect, judge, reason, redact
+    from lzsweep.tracking.runs import check_server
+
+    check_server(uri)
+    try:
+        client = connect(uri)
+        client.get_run(run_id)
+        return Path(client.download_artifacts(run_id, BEST_CHECKPOINT, str(scratch)))
+    except Exception as error:  # MLflow raises what its many stores raise
+        why = judge(error)
+        if isinstance(why, Gone):
+            raise UserError(f"there is no run {run_id} at {redact(uri)}") from error
+        raise UserError(
+            f"run {run_id} at {redact(uri)} must have the artifact {BEST_CHECKPOINT}, but it"
+            f" cannot be had: {reason(error)}"
+        ) from error
