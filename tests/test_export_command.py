@@ -188,3 +188,25 @@ def test_a_pruned_trial_leaves_its_best_network_too(cli: Cli, work: Path) -> Non
         assert trial["state"] == "pruned"
         artifacts = {artifact.path for artifact in client.list_artifacts(trial["run_id"])}
         assert artifacts == {"config.yaml", "weights.txt.gz"}
+
+
+@pytest.mark.slow
+def test_a_trial_that_fails_leaves_its_best_network_too(
+    cli: Cli,  # noqa: F811
+    work: Path,
+) -> None:
+    """Whether its process could still say something, or was killed, or is just gone."""
+    code, _, err = cli(
+        "-m", *QUICK, "study.name=f", "network=tiny", "worker.slots=2", "worker.trial_timeout=15",
+        "+callbacks.strike._target_=tests.sweep.faulty.Strike",
+        "+callbacks.strike.fault=error,hang,exit",
+    )  # fmt: skip
+    assert (code, err) == (1, "lzsweep: no trial of study f completed\n")
+    client = MlflowClient(f"sqlite:///{work / 'mlflow.db'}")
+    trials = cli.status("f")["trials"]
+    for trial, reason in zip(trials, ("ValueError", "killed after", "the process e"), strict=True):
+        assert trial["reason"].startswith(reason)
+        got = client.download_artifacts(trial["run_id"], "weights.txt.gz", str(work))
+        best = Path(trial["folder"]) / "checkpoints" / "best.ckpt"
+        write_weights(work / "best.txt.gz", read_checkpoint(best))
+        assert Path(got).read_bytes() == (work / "best.txt.gz").read_bytes()

@@ -13,12 +13,25 @@ from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
+from lzsweep.config import BEST_CHECKPOINT, LAST_CHECKPOINT
 from lzsweep.sweep.memory import memory_over, oom_kills
 from lzsweep.sweep.output import bound_log
-from lzsweep.sweep.trial import LOG_NAME, End, Report, Spec, Started, Word, kill_session, run_trial
+from lzsweep.sweep.trial import (
+    LOG_NAME,
+    End,
+    Report,
+    Spec,
+    Started,
+    Word,
+    kill_session,
+    publish_after,
+    run_trial,
+)
 
 GRACE_AFTER_END_S = 20.0
 """Time a trial's process has to go away after its last word."""
+PUBLISH_S = 20.0
+"""Time that another process has to write the network of a trial whose own is dead."""
 LOOK_S = 0.5
 """Time between two looks at what a trial takes: time, memory, log."""
 GB = 2**30
@@ -49,7 +62,8 @@ class Attempt:
         self._process: ForkServerProcess = context.Process(
             target=run_trial, args=(spec, child), name=f"trial {spec.folder}"
         )
-        self._log = Path(spec.folder) / LOG_NAME
+        self._folder = Path(spec.folder)
+        self._log = self._folder / LOG_NAME
         self._timeout_s = timeout_s
         self._memory_gb = memory_gb
         self._began: float | None = None
@@ -78,6 +92,12 @@ class Attempt:
         Returns:
             Its last word, or what its death means.
         """
+        end = self._follow(answer, is_stopping)
+        if self._end is None and end.kind in ("error", "infeasible"):
+            publish_best_of_dead(self._folder)
+        return end
+
+    def _follow(self, answer: Callable[[Report], Word], is_stopping: Callable[[], bool]) -> End:
         try:
             while self._end is None and not self._is_gone:
                 if is_stopping():
@@ -191,6 +211,24 @@ class Attempt:
                 return False
             _explained += 1
             return True
+
+
+def publish_best_of_dead(folder: Path) -> None:
+    """Write the best network of a trial whose process is dead, in a process that has torch."""
+    if not any((folder / name).exists() for name in (BEST_CHECKPOINT, LAST_CHECKPOINT)):
+        return
+    context = multiprocessing.get_context("forkserver")
+    process = context.Process(target=publish_after, args=(folder,), name=f"weights of {folder}")
+    try:
+        with _processes:
+            process.start()
+    except OSError as error:  # no room for a process more
+        _logger.warning("no weights for the engine of %s: %s", folder, error)
+        return
+    wait([process.sentinel], PUBLISH_S)
+    with _processes:
+        process.kill()
+        process.join()
 
 
 def _name(code: int) -> str:

@@ -231,7 +231,6 @@ def _train(spec: Spec, folder: Path, link: Link, began: float) -> End:
     from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 
     from lzsweep.sweep.judge import Judge
-    from lzsweep.train.export import publish
     from lzsweep.train.fit import train
     from lzsweep.train.module import NonFiniteLossError
 
@@ -254,23 +253,41 @@ def _train(spec: Spec, folder: Path, link: Link, began: float) -> End:
         )
         values = check_finite(spec.metrics, objectives_of(metrics, spec.metrics))
         return end("complete", values=values, metrics=metrics)
-    except Pruned:
-        publish(folder)
-        return end("pruned", "worse than the others at this rung")
     except Stopped:
         return end("stopped")
-    except NonFinite as error:
-        return end("infeasible", str(error))
-    except (NonFiniteLossError, torch.cuda.OutOfMemoryError, MemoryError) as error:
-        return end("infeasible", reason_of(error))
     except SystemExit as error:  # Lightning makes one of a signal
         return end("killed", f"stopped from outside: {error}")
+    except Pruned:
+        last = end("pruned", "worse than the others at this rung")
+    except NonFinite as error:
+        last = end("infeasible", str(error))
+    except (NonFiniteLossError, torch.cuda.OutOfMemoryError, MemoryError) as error:
+        last = end("infeasible", reason_of(error))
     except LzsweepError as error:
-        return end("error", str(error))
+        last = end("error", str(error))
     except Exception as error:  # recorded by the worker as this trial's failure
         with suppress(OSError):  # a full disk
             traceback.print_exc()
-        return end("error", reason_of(error))
+        last = end("error", reason_of(error))
+    publish_best(folder)
+    return last
+
+
+def publish_best(folder: Path) -> None:
+    """Write the best network of a training that ended early, for the engine; or say why not."""
+    from lzsweep.train.export import publish
+
+    try:
+        publish(folder)
+    except Exception as error:  # want of memory, say, which ended the training as well
+        with suppress(OSError):
+            print(f"no weights for the engine: {error}", flush=True)
+
+
+def publish_after(folder: Path) -> None:
+    """The same for a training whose process is dead; runs in a child of the forkserver."""
+    die_with_forkserver()
+    publish_best(folder)
 
 
 def reason_of(error: BaseException) -> str:

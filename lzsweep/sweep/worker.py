@@ -26,7 +26,7 @@ from hydra.utils import UNSAFE_DISABLE_EXECUTION_CHECKS, instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from lzsweep.config import ARTIFACTS, WEIGHTS_FILE, make_loader
-from lzsweep.sweep.attempt import Attempt
+from lzsweep.sweep.attempt import Attempt, publish_best_of_dead
 from lzsweep.sweep.composer import Composer
 from lzsweep.sweep.finish import finish_study
 from lzsweep.sweep.forkserver import await_forkserver, start_forkserver
@@ -367,6 +367,7 @@ class Worker:
                 self._recorder.end(folder, "KILLED", tags={"lzsweep.reason": reason})
             if self._hand_over(claim.trial, reason, free=end.kind == "stopped"):
                 return
+            publish_best_of_dead(folder)
             state: Ending = "error"
         else:
             state = end.kind
@@ -439,8 +440,9 @@ class Worker:
         elif self._recorder:
             tags = {"lzsweep.state": "error", "lzsweep.reason": reason}
             folder = self._folder / str(trial.number)
+            publish_best_of_dead(folder)
             for run in (*open_seeds(folder), folder):
-                self._recorder.end(run, "FAILED", tags=tags)
+                self._recorder.end(run, "FAILED", tags=tags, artifacts={WEIGHTS_FILE: ""})
 
     def _patiently(self, call: Callable[..., _T], *args: Any, **kwargs: Any) -> _T:
         """Call the study, waiting out a lost database."""

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import torch
-from pytorch_lightning import LightningDataModule, LightningModule
+from pytorch_lightning import Callback, LightningDataModule, LightningModule, Trainer
 from torch.utils.data import DataLoader, TensorDataset
 
 BATCHES = 4
@@ -85,6 +85,17 @@ class Faulty(LightningModule):
         """Fill stdout from a process beside the training, for as long as that lasts."""
         subprocess.Popen(["timeout", "20", "yes", "endless chatter " * 8], stdout=sys.stdout)
         time.sleep(2)
+
+
+class Strike(Callback):
+    """Lets a fault of `Faulty` strike a training of any module, in its second epoch."""
+
+    def __init__(self, fault: str) -> None:
+        self._fault = fault
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.current_epoch == 1:
+            getattr(Faulty(), self._fault)()
 
 
 class Noise(LightningDataModule):
