@@ -91,12 +91,12 @@ def plain_rows(data: bytes) -> Iterator[Row]:
     data = b"".join(inflate(data)) if data.startswith(b"\x1f\x8b") else data
     if data.startswith(b"\x01\0\0\0"):
         whole = data[: len(data) - len(data) % 2176]
-        for version, *policy, planes, side, won in struct.iter_unpack("<i362f722s2B", whole):
+        for version, *numbers, planes, side, won in struct.iter_unpack("<i362f722s2B", whole):
             if version != 1 or max(side, won) > 1:
                 return
             bits = "".join(f"{byte:08b}" for byte in planes)
             boards = tuple(int(bits[at : at + 361][::-1], 2) for at in range(0, 5776, 361))
-            yield boards, side, np.array(policy, np.float32).tobytes(), won
+            yield boards, side, np.array(numbers, np.float32).tobytes(), won
         return
     lines = data.split(b"\n")
     while len(lines) >= 19:
@@ -111,12 +111,13 @@ def plain_rows(data: bytes) -> Iterator[Row]:
         if record[16] not in (b"0", b"1") or record[18] not in (b"1", b"-1"):
             return
         try:
-            policy = np.array([float(word) for word in record[17].split()], np.float32)
+            numbers = [float(word) for word in record[17].split()]
         except ValueError:
             return
-        if len(policy) != N_MOVES:
+        if len(numbers) != N_MOVES:
             return
-        yield boards, int(record[16]), policy.tobytes(), int(record[18] == b"1")
+        policy = np.array(numbers, np.float32).tobytes()
+        yield boards, int(record[16]), policy, int(record[18] == b"1")
 
 
 def inflate(data: bytes) -> Iterator[bytes]:
@@ -238,16 +239,15 @@ def test_damaged_files(kind: str, check: Check, n_files: int, tmp_path: Path) ->
     [
         ("chunks", check_chunks, b"0" * 4096),
         ("weights", check_weights, b"0 " * 2048),
-        ("sgf", check_games, b"(;B[aa]" + b";" * 4089),
     ],
 )
 def test_small_files_that_unpack_to_much(
     kind: str, check: Check, piece: bytes, tmp_path: Path
 ) -> None:
-    """One line or game without an end: more than the memory, in less than a megabyte."""
+    """One line without an end: more than the memory, in less than a megabyte."""
     path = tmp_path / "bomb.gz"
     head = b"1\n" if kind == "weights" else b""
-    with gzip.open(path, "wb", 5) as out:
+    with gzip.open(path, "wb", 1) as out:
         out.write(head)
         for _ in range(300):
             out.write(piece * ((1 << 20) // len(piece)))
@@ -260,7 +260,7 @@ def test_small_files_that_unpack_to_much(
 
 
 def test_archives_that_unpack_to_much(tmp_path: Path) -> None:
-    """Three hundred megabytes in a zip in a gzip, and a game of nothing but nodes in a zip."""
+    """Three hundred megabytes in a zip in a gzip, and a game of nothing but nodes in a gzip."""
     path = tmp_path / "bomb.sgf"
 
     def read_it() -> None:
@@ -271,5 +271,5 @@ def test_archives_that_unpack_to_much(tmp_path: Path) -> None:
 
     path.write_bytes(gzip.compress(zipped(bytes(300 << 20))))
     assert in_small_process(read_it) == 0
-    path.write_bytes(zipped(b"(;RE[B+R];B[aa]" + b";" * 8_000_000 + b")"))
+    path.write_bytes(gzip.compress(b"(;RE[B+R];B[aa]" + b";" * 8_000_000 + b")"))
     assert in_small_process(read_it) == 0

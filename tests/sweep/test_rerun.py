@@ -34,7 +34,7 @@ def test_the_version_of_the_data_is_its_content(work: Path, cache: Path) -> None
 
 
 def test_the_version_of_a_store_is_its_content(work: Path, cache: Path) -> None:
-    found = []
+    found: list[str] = []
     for name, sgf in (("a", SGF), ("same", SGF), ("other", SGF.replace("qn", "qo"))):
         (work / "games.sgf").write_text(sgf)
         shutil.copy(ensure_store("games.sgf", cache), f"{name}.store")
