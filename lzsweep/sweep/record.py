@@ -72,6 +72,11 @@ class Trial:
     def is_finished(self) -> bool:
         return self.state in ("complete", "pruned", "failed")
 
+    @property
+    def awaits_retry(self) -> bool:
+        """Whether it was begun and waits for its next attempt."""
+        return self.state == "waiting" and self.attempt > 1
+
 
 @dataclass(frozen=True)
 class Record:

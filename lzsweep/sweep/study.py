@@ -145,13 +145,11 @@ class Study:
         return [trial_of(row) for row in self._study.get_trials(deepcopy=False)]
 
     def is_done(self, trials: Sequence[Trial] | None = None) -> bool:
-        """Whether the budget is spent and nothing that belongs to it is still to end."""
+        """Whether the budget is spent and each trial that was begun has ended."""
         trials = self.trials() if trials is None else trials
-        if any(t.state == "running" for t in trials):
+        if any(t.state == "running" or t.awaits_retry for t in trials):
             return False
-        if sum(t.is_finished for t in trials) >= self.n_trials:
-            return not any(t.state == "waiting" and t.attempt > 1 for t in trials)
-        return bool(self.spent(trials))
+        return sum(t.is_finished for t in trials) >= self.n_trials or bool(self.spent(trials))
 
     def spent(self, trials: Sequence[Trial] | None = None) -> str:
         """What of the budget but the number of trials is spent, for people; else empty."""
@@ -254,9 +252,9 @@ class Study:
     def claim(self, worker: str, share: float = 1.0, threads: int = 0) -> Claim | None:
         """Take the next attempt to train, or None when there is none right now.
 
-        Retries go first: they belong to trials that are counted already. A new point is taken
-        only while finished, running and retried trials together stay below the budget, and only
-        one that no trial has.
+        Retries go first: they belong to trials that are counted already, and are trained whatever
+        of the budget is spent by now. A new point is taken only while finished, running and
+        retried trials together stay below the budget, and only one that no trial has.
 
         Args:
             worker: name of the slot that claims, for people.
@@ -270,8 +268,7 @@ class Study:
                 return None
             known = self._points(trials)
             waiting = [t for t in trials if t.state == "waiting"]
-            retries = [t for t in waiting if t.attempt > 1]
-            queued = [*retries, *waiting]
+            queued = [*(t for t in waiting if t.awaits_retry), *waiting]
             try:
                 row = self._start(queued[0].row) if queued else self._create()
                 frozen = row._cached_frozen_trial
@@ -299,16 +296,18 @@ class Study:
         """Whether there is something to claim; who has the lock can rely on it."""
         trials = self.trials() if trials is None else trials
         record, budget, stopped = self._told()
-        if stopped or self._spent(trials, record, budget):
+        if stopped:
             return False
-        waiting = [t for t in trials if t.state == "waiting"]
-        if any(t.attempt > 1 for t in waiting):
+        if any(t.awaits_retry for t in trials):
             return True
+        if self._spent(trials, record, budget):
+            return False
         n_begun = sum(t.is_finished or t.state == "running" for t in trials)
         if n_begun >= budget.n_trials:
             return False
+        is_waiting = any(t.state == "waiting" for t in trials)
         is_all_begun = self._size is not None and len(self._points(trials)) >= self._size
-        return bool(waiting) or not (self.space.is_grid or is_all_begun)
+        return is_waiting or not (self.space.is_grid or is_all_begun)
 
     def open_rows(self) -> OpenRows:
         """The attempts that are running or waiting, by one cheap query.

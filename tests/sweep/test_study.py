@@ -182,6 +182,28 @@ def test_lost_attempts_end_at_the_limit_but_wanted_ones_are_free(url: str) -> No
     assert study.is_done()
 
 
+@pytest.mark.parametrize(
+    "limit", [{"target": 0.5}, {"patience": 1}, {"max_time_s": 1.0}], ids=lambda limit: [*limit][0]
+)
+def test_a_trial_that_was_lost_while_the_budget_was_spent_is_trained(
+    url: str, limit: dict[str, Any]
+) -> None:
+    study = make_study(url, n_trials=9)
+    claims = [must_claim(study) for _ in range(3)]
+    create_study(url, "s", make_record(), Budget(9, **limit), given=list(limit))
+    study = make_study(url, n_trials=9)
+    for claim in claims[:2]:
+        study.tell(claim, "complete", [0.5])
+    assert study.spent()
+    study.retry(claims[2].trial, "node lost", max_retries=3)
+    assert not study.is_done()
+    again = must_claim(study)
+    assert (again.trial.number, again.trial.attempt) == (2, 2)
+    study.tell(again, "complete", [0.6])
+    assert study.claim("w") is None, "nothing new is begun"
+    assert study.is_done()
+
+
 def test_an_attempt_that_was_taken_away_is_refused(url: str) -> None:
     study = make_study(url)
     claim = must_claim(study)
