@@ -11,6 +11,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import sqlalchemy
+import sqlalchemy.orm
 from optuna.distributions import BaseDistribution
 from optuna.storages import RDBStorage
 from optuna.storages._rdb import models
@@ -78,16 +79,49 @@ def end_row(
         UpdateFinishedTrialError: it has one.
     """
     with _create_scoped_session(storage.scoped_session) as session:
-        trial = models.TrialModel.find_or_raise_by_id(row, session, for_update=True)
-        storage.check_trial_is_updatable(row, trial.state)  # type: ignore[arg-type]  # a column
-        for name, value in attributes.items():
-            storage._set_trial_attr_without_commit(
-                session, models.TrialUserAttributeModel, row, name, value
-            )
-        for objective, value in enumerate(values or ()):
-            storage._set_trial_value_without_commit(session, trial, objective, value)
-        trial.state = state
-        trial.datetime_complete = datetime.now()
+        _end(storage, session, row, state, values, attributes)
+
+
+def hand_over(
+    storage: RDBStorage, study_id: int, row: int, successor: FrozenTrial, **attributes: Any
+) -> None:
+    """End a row as failed and add the one that goes on with its trial: both, or neither.
+
+    Args:
+        storage: with the row.
+        study_id: Optuna's id of the study.
+        row: Optuna's id.
+        successor: the row to be added.
+        attributes: user attributes of the row that ends.
+
+    Raises:
+        UpdateFinishedTrialError: the row has an end; nothing was added.
+    """
+    with _create_scoped_session(storage.scoped_session) as session:
+        # A new row's number is how many there are, so as in Optuna one is made at a time.
+        models.StudyModel.find_or_raise_by_id(study_id, session, for_update=True)
+        _end(storage, session, row, TrialState.FAIL, None, attributes)
+        storage._get_prepared_new_trial(study_id, successor, session)
+
+
+def _end(
+    storage: RDBStorage,
+    session: sqlalchemy.orm.Session,
+    row: int,
+    state: TrialState,
+    values: Sequence[float] | None,
+    attributes: Mapping[str, Any],
+) -> None:
+    trial = models.TrialModel.find_or_raise_by_id(row, session, for_update=True)
+    storage.check_trial_is_updatable(row, trial.state)  # type: ignore[arg-type]  # a column
+    for name, value in attributes.items():
+        storage._set_trial_attr_without_commit(
+            session, models.TrialUserAttributeModel, row, name, value
+        )
+    for objective, value in enumerate(values or ()):
+        storage._set_trial_value_without_commit(session, trial, objective, value)
+    trial.state = state
+    trial.datetime_complete = datetime.now()
 
 
 def open_rows(storage: RDBStorage, study_id: int) -> OpenRows:

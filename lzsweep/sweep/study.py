@@ -43,7 +43,7 @@ from lzsweep.sweep.record import (
     next_attempt,
     trial_of,
 )
-from lzsweep.sweep.rows import OpenRows, begin_row, end_row, find_stale, open_rows
+from lzsweep.sweep.rows import OpenRows, begin_row, end_row, find_stale, hand_over, open_rows
 from lzsweep.sweep.space import Point, Space, Value, point_key
 from lzsweep.sweep.standing import judge
 from lzsweep.sweep.storage import database_lock
@@ -442,19 +442,20 @@ class Study:
                 return True  # somebody else took it up already
             retries = trial.retries + (not free)
             goes_on = retries <= max_retries
-            if goes_on and not self._has_attempt(trial.number, trial.attempt + 1):
-                self._study.add_trial(next_attempt(row, trial, retries))
             kind = "infrastructure" if goes_on else "error"
             text = reason if goes_on else f"{reason}, {retries} times; see study.max_retries"
             end = {"kind": kind, "reason": text}
-            end_row(self._storage, trial.row, TrialState.FAIL, end=end)
+            try:
+                if goes_on:
+                    successor = next_attempt(row, trial, retries)
+                    hand_over(
+                        self._storage, self._study._study_id, trial.row, successor, end=end
+                    )
+                else:
+                    end_row(self._storage, trial.row, TrialState.FAIL, end=end)
+            except UpdateFinishedTrialError:
+                return True  # its worker has told its end meanwhile
             return goes_on
-
-    def _has_attempt(self, number: int, attempt: int) -> bool:
-        return any(
-            (t := trial_of(row)).number == number and t.attempt == attempt
-            for row in self._study.get_trials(deepcopy=False)
-        )
 
     # Who is alive
 

@@ -16,13 +16,14 @@ import sqlalchemy
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.pruners import MedianPruner, NopPruner
 from optuna.samplers import RandomSampler
+from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 
 from lzsweep.errors import UserError
 from lzsweep.sweep import storage
 from lzsweep.sweep import study as study_module
 from lzsweep.sweep.budget import Budget
-from lzsweep.sweep.record import Claim, Record, Trial
+from lzsweep.sweep.record import Claim, Record, Trial, next_attempt
 from lzsweep.sweep.space import Parameter, Space
 from lzsweep.sweep.studies import create_study, list_studies, open_study
 from lzsweep.sweep.study import Study, TrialLost
@@ -168,6 +169,41 @@ def test_two_who_notice_one_loss_make_one_retry(url: str) -> None:
     assert [t.state for t in study.trials()] == ["waiting"]
     assert must_claim(study).trial.attempt == 2
     study.tell(must_claim(study), "complete", [1.0])
+
+
+def test_a_trial_that_is_told_while_others_take_it_up_has_one_end(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study, other = make_study(url, n_trials=1), make_study(url, n_trials=1)
+    claim = must_claim(study)
+
+    def tell_first(*arguments: Any) -> Any:
+        study.tell(claim, "complete", [0.5])
+        return next_attempt(*arguments)
+
+    monkeypatch.setattr(study_module, "next_attempt", tell_first)
+    assert other.retry(claim.trial, "silent", max_retries=3)
+    assert [(t.state, t.attempt) for t in other.trials()] == [("complete", 1)]
+    assert other.is_done()
+
+
+def test_whoever_dies_while_taking_a_trial_up_leaves_it_to_others(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = make_study(url, n_trials=1)
+    trial = must_claim(study).trial
+
+    def die(*_: Any) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def take_up_and_die() -> None:
+        monkeypatch.setattr(RDBStorage, "_get_prepared_new_trial", die)
+        make_study(url, n_trials=1).retry(trial, "silent", max_retries=3)
+
+    assert in_fork(take_up_and_die) == -signal.SIGKILL
+    assert [(t.state, t.attempt) for t in study.trials()] == [("running", 1)]
+    assert study.retry(trial, "silent", max_retries=3)
+    assert [(t.state, t.attempt) for t in study.trials()] == [("waiting", 2)]
 
 
 def test_lost_attempts_end_at_the_limit_but_wanted_ones_are_free(url: str) -> None:
