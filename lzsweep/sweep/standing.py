@@ -12,7 +12,8 @@ counts for `median` is whether its best so far would do now.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import copy
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,8 +29,8 @@ from optuna.pruners import (
     PercentilePruner,
     SuccessiveHalvingPruner,
 )
-from optuna.storages import InMemoryStorage
-from optuna.trial import TrialState, create_trial
+from optuna.storages import BaseStorage, InMemoryStorage
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
 _BY_RANK = (
     NopPruner,
@@ -132,6 +133,53 @@ def _fading(curve: Mapping[int, NDArray[np.float64]]) -> dict[int, float]:
         for r, v in curve.items()
         if len(v) > 1
     }
+
+
+def each_trial_once(
+    study: optuna.Study, find_rows: Callable[[], Mapping[int, FrozenTrial]]
+) -> optuna.Study:
+    """A study as a pruner is to see it: a trial's latest attempt stands for it, by its number.
+
+    What a pruner notes in a trial its later attempts have as well, so with all of Optuna's rows
+    a trial would count once for each of them.
+
+    Args:
+        study: that is pruned; what is noted goes there.
+        find_rows: looks up the latest attempts by the numbers of their trials.
+    """
+    view = copy.copy(study)
+    view._storage = _LatestRows(study._storage, find_rows)  # type: ignore[assignment]
+    return view
+
+
+class _LatestRows:
+    def __init__(
+        self, storage: BaseStorage, find_rows: Callable[[], Mapping[int, FrozenTrial]]
+    ) -> None:
+        self._storage = storage
+        self._find_rows = find_rows
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._storage, name)
+
+    def get_all_trials(
+        self,
+        study_id: int,
+        deepcopy: bool = True,
+        states: Container[TrialState] | None = None,
+    ) -> list[FrozenTrial]:
+        rows = [
+            row if row.number == number else _renumbered(row, number)
+            for number, row in self._find_rows().items()
+            if states is None or row.state in states
+        ]
+        return copy.deepcopy(rows) if deepcopy else rows
+
+
+def _renumbered(row: FrozenTrial, number: int) -> FrozenTrial:
+    row = copy.copy(row)
+    row.number = number
+    return row
 
 
 def pruner_problem(pruner: Any, n_objectives: int) -> str:

@@ -45,7 +45,7 @@ from lzsweep.sweep.record import (
 )
 from lzsweep.sweep.rows import OpenRows, begin_row, end_row, find_stale, hand_over, open_rows
 from lzsweep.sweep.space import Point, Space, Value, point_key
-from lzsweep.sweep.standing import judge
+from lzsweep.sweep.standing import each_trial_once, judge
 from lzsweep.sweep.storage import database_lock
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -123,7 +123,7 @@ class Study:
 
     def trials(self) -> list[Trial]:
         """All trials in the order of their numbers, each once whatever its attempts."""
-        return [self._trial_of(row) for row in self._latest_rows()]
+        return [self._trial_of(row) for row in self._latest_rows().values()]
 
     def _trial_of(self, row: FrozenTrial) -> Trial:
         trial = self._ended.get(row._trial_id) or trial_of(row)
@@ -131,14 +131,14 @@ class Study:
             self._ended[row._trial_id] = trial
         return trial
 
-    def _latest_rows(self) -> list[FrozenTrial]:
+    def _latest_rows(self) -> dict[int, FrozenTrial]:
         latest: dict[int, tuple[int, FrozenTrial]] = {}
         for row in self.rows():
             origin = row.system_attrs.get("origin", {})
             number, attempt = origin.get("number", row.number), origin.get("attempt", 1)
             if number not in latest or latest[number][0] < attempt:
                 latest[number] = attempt, row
-        return [latest[number][1] for number in sorted(latest)]
+        return {number: latest[number][1] for number in sorted(latest)}
 
     def attempts(self) -> list[Trial]:
         """Each try at a trial, as of its own end, in the order in which they were made."""
@@ -342,11 +342,13 @@ class Study:
             if rung not in row.intermediate_values:
                 self._storage.set_trial_intermediate_value(claim.row, rung, values[0])
                 row.intermediate_values[rung] = values[0]
-        # Hyperband derives the bracket from the number, so every attempt shows its origin's.
-        row.number = claim.trial.number
-        # A resumed attempt repeats rungs, and knows nothing of those above.
-        row.intermediate_values = {r: v for r, v in row.intermediate_values.items() if r <= rung}
-        return bool(self._study.pruner.prune(self._study, row))
+            # Hyperband derives the bracket from the number, so every attempt shows its origin's.
+            row.number = claim.trial.number
+            # A resumed attempt repeats rungs, and knows nothing of those above.
+            curve = row.intermediate_values
+            row.intermediate_values = {r: v for r, v in curve.items() if r <= rung}
+            view = each_trial_once(self._study, self._latest_rows)
+            return bool(self._study.pruner.prune(view, row))  # it writes into the row, too
 
     def _report_vector(self, claim: Claim, rung: int, values: Sequence[float], seed: str) -> bool:
         # Optuna refuses reports for several objectives, and its TPE pruned trials that have some.
@@ -359,7 +361,7 @@ class Study:
             if len(values) == 1:
                 mean = fmean(vector[0] for vector in kept.values())
                 self._storage.set_trial_intermediate_value(claim.row, rung, mean)
-        climbs = [climb_of(row) for row in self._latest_rows()]
+        climbs = [climb_of(row) for row in self._latest_rows().values()]
         is_bad, noted = judge(
             self._study.pruner,
             self.name,

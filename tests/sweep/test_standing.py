@@ -24,9 +24,9 @@ from optuna.trial import TrialState
 from lzsweep.sweep.budget import Budget
 from lzsweep.sweep.standing import Climb, judge, pruner_problem
 from lzsweep.sweep.studies import create_study, open_study
-from lzsweep.sweep.study import Study
+from lzsweep.sweep.study import Study, TrialLost
 from tests.sweep.conftest import Cli, check_study
-from tests.sweep.test_study import make_record, must_claim
+from tests.sweep.test_study import make_record, make_study, must_claim
 
 TWO = ("minimize", "maximize")
 
@@ -165,6 +165,38 @@ def test_a_retried_trial_keeps_its_rungs_and_what_the_pruner_noted(url: str) -> 
     assert trial.curve == {1: 0.5, 2: 0.4}
     worse = must_claim(study)
     assert study.report(worse, 1, 0.6, 0.0)
+
+
+@pytest.mark.parametrize(
+    "pruner",
+    [
+        SuccessiveHalvingPruner(min_resource=1, reduction_factor=2),
+        HyperbandPruner(min_resource=1, max_resource=1, reduction_factor=2),
+    ],
+)
+def test_a_retried_trial_counts_once(url: str, pruner: BasePruner) -> None:
+    study = make_study(url, n_trials=9)
+    study.set_deciders(RandomSampler(seed=1), pruner)
+    claim = must_claim(study)
+    assert not study.report(claim, 1, 0.5)
+    assert study.retry(claim.trial, "node lost", max_retries=3)
+    again = must_claim(study)
+    assert not study.report(again, 1, 0.5)
+    assert not study.report(must_claim(study), 1, 0.1)
+    assert study.report(must_claim(study), 1, 0.3), "the better half of three is one"
+
+
+def test_a_trial_that_is_taken_away_while_it_is_judged_is_lost(url: str) -> None:
+    class Slow(SuccessiveHalvingPruner):
+        def prune(self, study: Any, trial: Any) -> bool:
+            assert other.retry(claim.trial, "silent", max_retries=3)
+            return super().prune(study, trial)
+
+    study, other = make_study(url), make_study(url)
+    study.set_deciders(RandomSampler(seed=1), Slow(min_resource=1))
+    claim = must_claim(study)
+    with pytest.raises(TrialLost, match="trial 0 goes on elsewhere"):
+        study.report(claim, 1, 0.5)
 
 
 def test_what_goes_by_the_value_itself_is_refused_for_several_objectives() -> None:
