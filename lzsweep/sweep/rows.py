@@ -6,23 +6,39 @@ disk; what is open and who is alive is asked with one query.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import Any
 
 import sqlalchemy
 import sqlalchemy.orm
 from optuna.distributions import BaseDistribution
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import RDBStorage
 from optuna.storages._rdb import models
 from optuna.storages._rdb.storage import _create_scoped_session
 from optuna.trial import FrozenTrial, TrialState
 
 from lzsweep.sweep.process import is_alive, this_process
+from lzsweep.sweep.record import Claim
 from lzsweep.sweep.space import Value
 
 OpenRows = frozenset[tuple[int, str]]
 """Optuna's ids of attempts, and their states."""
+
+
+class TrialLost(Exception):
+    """Another worker took this trial up, so its process here must end."""
+
+
+@contextmanager
+def lost_when_finished(claim: Claim) -> Iterator[None]:
+    """Turn a write into a row that has an end into the loss of the trial that was claimed."""
+    try:
+        yield
+    except UpdateFinishedTrialError as error:
+        raise TrialLost(f"trial {claim.trial.number} goes on elsewhere") from error
 
 
 def begin_row(

@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import datetime
@@ -23,6 +23,7 @@ from functools import cached_property
 from statistics import fmean
 
 import optuna
+from optuna.distributions import BaseDistribution
 from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
@@ -43,10 +44,18 @@ from lzsweep.sweep.record import (
     next_attempt,
     trial_of,
 )
-from lzsweep.sweep.rows import OpenRows, begin_row, end_row, find_stale, hand_over, open_rows
+from lzsweep.sweep.rows import (
+    OpenRows,
+    begin_row,
+    end_row,
+    find_stale,
+    hand_over,
+    lost_when_finished,
+    open_rows,
+)
 from lzsweep.sweep.space import Point, Space, Value, point_key
 from lzsweep.sweep.standing import each_trial_once, judge
-from lzsweep.sweep.storage import database_lock
+from lzsweep.sweep.storage import DATABASE_ERRORS, database_lock
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 # Meant for those who rely on Optuna's own heartbeat thread; here the worker beats.
@@ -272,7 +281,7 @@ class Study:
             try:
                 row = self._start(queued[0].row) if queued else self._create()
                 frozen = row._cached_frozen_trial
-                new = propose(self._study, frozen, self.space, known, self._lessons)
+                new = self._propose(frozen, known)
                 begin_row(self._storage, row._trial_id, new, mark)
             except UpdateFinishedTrialError:
                 return None  # the database was lost, and the lock with it: others ended this row
@@ -284,13 +293,24 @@ class Study:
     def _create(self) -> optuna.Trial:
         # As Study.ask, which would look for a waiting trial once more: there is none.
         self._study._thread_local.cached_all_trials = None
-        return optuna.Trial(
-            self._study, self._study._storage.create_new_trial(self._study._study_id)
-        )
+        row = self._study._storage.create_new_trial(self._study._study_id)
+        return optuna.Trial(self._study, row)
 
     def _start(self, row: int) -> optuna.Trial:
         self._storage.set_trial_state_values(row, TrialState.RUNNING)
         return optuna.Trial(self._study, row)
+
+    def _propose(
+        self, row: FrozenTrial, known: Collection[Point]
+    ) -> dict[str, tuple[BaseDistribution, Value]]:
+        try:
+            return propose(self._study, row, self.space, known, self._lessons)
+        except (UpdateFinishedTrialError, *DATABASE_ERRORS):
+            raise
+        except Exception:
+            # No worker has it, so whoever claims next may as well: it is left as if queued.
+            self._storage.set_trial_state_values(row._trial_id, TrialState.WAITING)
+            raise
 
     def may_claim(self, trials: Sequence[Trial] | None = None) -> bool:
         """Whether there is something to claim; who has the lock can rely on it."""
@@ -338,7 +358,7 @@ class Study:
         if len(values) > 1 or seed is not None:
             return self._report_vector(claim, rung, values, "" if seed is None else str(seed))
         row = self._storage.get_trial(claim.row)
-        with _lost_when_finished(claim):
+        with lost_when_finished(claim):
             if rung not in row.intermediate_values:
                 self._storage.set_trial_intermediate_value(claim.row, rung, values[0])
                 row.intermediate_values[rung] = values[0]
@@ -353,7 +373,7 @@ class Study:
     def _report_vector(self, claim: Claim, rung: int, values: Sequence[float], seed: str) -> bool:
         # Optuna refuses reports for several objectives, and its TPE pruned trials that have some.
         name = f"{RUNG}{rung}"
-        with _lost_when_finished(claim):
+        with lost_when_finished(claim):
             kept = self._storage.get_trial(claim.row).user_attrs.get(name, {})
             if seed not in kept:
                 kept = {**kept, seed: list(values)}
@@ -372,7 +392,7 @@ class Study:
         )
         before = self._storage.get_trial(claim.row).user_attrs.get("noted", {})
         if noted.keys() - before.keys():
-            with _lost_when_finished(claim):
+            with lost_when_finished(claim):
                 self._storage.set_trial_user_attr(claim.row, "noted", {**before, **noted})
         return is_bad
 
@@ -383,7 +403,7 @@ class Study:
             TrialLost: the trial was taken away from this worker.
         """
         found = {k: v for k, v in asdict(result).items() if k != "seed"}
-        with _lost_when_finished(claim):
+        with lost_when_finished(claim):
             kept = self._storage.get_trial(claim.row).user_attrs.get("seeds", {})
             self._storage.set_trial_user_attr(
                 claim.row, "seeds", {**kept, str(result.seed): found}
@@ -418,7 +438,7 @@ class Study:
             "pruned": TrialState.PRUNED,
             "infeasible": TrialState.PRUNED,
         }.get(kind, TrialState.FAIL)
-        with _lost_when_finished(claim):
+        with lost_when_finished(claim):
             frozen = self._storage.get_trial(claim.row)
             if kind == "pruned" and len(self._study.directions) == 1:
                 curve = frozen.intermediate_values
@@ -474,15 +494,3 @@ class Study:
         """Running trials whose worker is dead or silent for the grace time."""
         running = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
         return [trial_of(row) for row in find_stale(self._storage, running)]
-
-
-class TrialLost(Exception):
-    """Another worker took this trial up, so its process here must end."""
-
-
-@contextmanager
-def _lost_when_finished(claim: Claim) -> Iterator[None]:
-    try:
-        yield
-    except UpdateFinishedTrialError as error:
-        raise TrialLost(f"trial {claim.trial.number} goes on elsewhere") from error

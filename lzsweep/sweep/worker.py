@@ -33,7 +33,7 @@ from lzsweep.sweep.forkserver import await_forkserver, start_forkserver
 from lzsweep.sweep.lesson import find_lessons, teach
 from lzsweep.sweep.process import this_host
 from lzsweep.sweep.record import Claim, Ending, Record, SeedResult, Trial
-from lzsweep.sweep.rows import OpenRows
+from lzsweep.sweep.rows import OpenRows, TrialLost
 from lzsweep.sweep.seeds import (
     best_seed,
     cut_short,
@@ -48,7 +48,7 @@ from lzsweep.sweep.signals import Signals
 from lzsweep.sweep.slots import Slot, devices_per_trial, find_slots
 from lzsweep.sweep.storage import DATABASE_ERRORS, first_line
 from lzsweep.sweep.studies import open_study
-from lzsweep.sweep.study import Study, TrialLost
+from lzsweep.sweep.study import Study
 from lzsweep.sweep.trial import LOG_NAME, End, Kind, Report, Spec, Word, reason_of
 from lzsweep.sweep.walltime import Walltime
 from lzsweep.tracking.journal import Status

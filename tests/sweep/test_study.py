@@ -26,7 +26,8 @@ from lzsweep.sweep.budget import Budget
 from lzsweep.sweep.record import Claim, Record, Trial, next_attempt
 from lzsweep.sweep.space import Parameter, Space
 from lzsweep.sweep.studies import create_study, list_studies, open_study
-from lzsweep.sweep.study import Study, TrialLost
+from lzsweep.sweep.rows import TrialLost
+from lzsweep.sweep.study import Study
 
 fork = multiprocessing.get_context("fork")
 
@@ -380,6 +381,24 @@ def test_a_claim_that_was_taken_up_while_it_was_made_is_none(url: str) -> None:
     study = make_study(url)
     study.set_deciders(Slow(seed=1), NopPruner())
     assert study.claim("w") is None
+
+
+def test_a_sampler_that_raises_leaves_the_trial_to_whoever_claims_next(url: str) -> None:
+    class Broken(RandomSampler):
+        def sample_independent(self, study: Any, trial: Any, name: str, of: Any) -> Any:
+            raise ArithmeticError("the matrix is singular")
+
+    study = make_study(url, n_trials=1)
+    study.set_deciders(Broken(seed=1), NopPruner())
+    with pytest.raises(ArithmeticError, match="the matrix is singular"):
+        study.claim("w")
+    assert [t.state for t in study.trials()] == ["waiting"]
+    assert study.may_claim()
+    study = make_study(url, n_trials=1)
+    claim = must_claim(study)
+    assert (claim.trial.number, claim.trial.attempt, set(claim.trial.params)) == (0, 1, {"x"})
+    study.tell(claim, "complete", [0.5])
+    assert study.is_done()
 
 
 def test_rows_that_others_ended_are_told(url: str) -> None:
