@@ -15,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from lzsweep.config import METRICS, WEIGHTED, compose, objectives
 from lzsweep.errors import ConfigError, LzsweepError, nearest
 from lzsweep.explain import explain, target_problems
+from lzsweep.sweep.deciders import make_pruner, make_sampler
 from lzsweep.sweep.lesson import LEARNERS
 from lzsweep.sweep.probe import limit_problems
 from lzsweep.sweep.record import Resource
@@ -24,7 +25,6 @@ from lzsweep.sweep.space import Space
 from lzsweep.sweep.standing import pruner_problem
 from lzsweep.sweep.storage import absolute_url, first_line
 from lzsweep.sweep.syntax import probe_points
-from lzsweep.sweep.worker import make_pruner, make_sampler
 from lzsweep.tracking.client import resolve_uri
 from lzsweep.tracking.recorder import has_recorder
 from lzsweep.tracking.runs import check_server

@@ -22,12 +22,13 @@ from typing import Any, TypeVar
 
 import tenacity
 from hydra.core.hydra_config import HydraConfig
-from hydra.utils import UNSAFE_DISABLE_EXECUTION_CHECKS, instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from lzsweep.config import ARTIFACTS, WEIGHTS_FILE, make_loader
+from lzsweep.errors import LzsweepError
 from lzsweep.sweep.attempt import Attempt, publish_best_of_dead
 from lzsweep.sweep.composer import Composer
+from lzsweep.sweep.deciders import make_pruner, make_sampler
 from lzsweep.sweep.finish import finish_study
 from lzsweep.sweep.forkserver import await_forkserver, start_forkserver
 from lzsweep.sweep.lesson import find_lessons, teach
@@ -101,35 +102,6 @@ def join(cfg: DictConfig) -> None:
     worker.run()
 
 
-def _build(node: Any) -> Any:
-    # The user's own command line and configs decide what is built, as everywhere in Hydra.
-    return instantiate(node, _execution_whitelist_=UNSAFE_DISABLE_EXECUTION_CHECKS)
-
-
-def make_sampler(node: DictConfig, seed_offset: int = 0) -> Any:
-    """Optuna's sampler of a `hydra/sweeper/sampler` option.
-
-    Args:
-        node: the option.
-        seed_offset: added to its seed, if it has one.
-    """
-    plain = OmegaConf.to_container(node, resolve=True)
-    assert isinstance(plain, dict)
-    if plain.get("warn_independent_sampling"):
-        plain["warn_independent_sampling"] = False  # what a choice owns is meant to be sampled so
-    if plain.get("seed") is not None:
-        plain["seed"] += seed_offset
-    if plain["_target_"] == "optuna.samplers.GridSampler":
-        # The grid is queued, each point once; nothing is left to sample.
-        return _build({"_target_": "optuna.samplers.RandomSampler"})
-    return _build(plain)
-
-
-def make_pruner(node: DictConfig) -> Any:
-    """Optuna's pruner of a `hydra/sweeper/pruner` option."""
-    return _build(OmegaConf.to_container(node, resolve=True))
-
-
 class Worker:
     """Trains trials in one thread a slot; the main thread beats, watches and takes signals."""
 
@@ -149,13 +121,20 @@ class Worker:
         self._running: dict[int, Attempt] = {}  # row -> its attempt
         self._unheard: set[int] = set()  # slots whose last claim got no answer
         self._stopping = threading.Event()
+        self._fault: Exception | None = None
         self._walltime = Walltime(study, HydraConfig.get().launcher.get("signal_delay_s") or 0)
         self._code = _changed_code(self._record)
 
     def run(self) -> None:
-        """Work until the study is done or stopped, or a signal says so."""
+        """Work until the study is done or stopped, or a signal says so.
+
+        Raises:
+            LzsweepError: the work itself failed, or the job's time limit is too short for any.
+        """
         threads = [
-            threading.Thread(target=self._fill, args=(slot,), name=f"slot {slot.number}")
+            threading.Thread(
+                target=self._guard, args=(self._fill, slot), name=f"slot {slot.number}"
+            )
             for slot in self._slots
         ]
         signals = Signals(self._stopping)
@@ -163,20 +142,39 @@ class Worker:
             for thread in threads:
                 thread.start()
             while any(thread.is_alive() for thread in threads):
-                self._watch()
+                self._guard(self._watch)
                 for thread in threads:
                     thread.join(WATCH_S / len(threads))
-            is_over = self._patiently(self._study.is_done) or self._patiently(self._study.stopped)
             try:
-                if is_over:
+                if is_over := self._is_over():
                     if self._recorder and self._record.is_recorded:
                         self._recorder.follow(Path(self._record.folder))
                     finish_study(self._study, self._cfg.tracking.uri)
             finally:
                 if self._recorder:
                     self._recorder.close()
+            if self._fault:
+                raise LzsweepError(
+                    f"worker {self._name} ended: {reason_of(self._fault)}; its trials went back to"
+                    f" study {self._study.name}, and the same command goes on with it"
+                ) from self._fault
             if not is_over:
                 self._walltime.leave(signals)
+
+    def _guard(self, work: Callable[..., None], *args: Any) -> None:
+        """Do a part of the work; where it fails, the others stop and the worker fails with it."""
+        try:
+            work(*args)
+        except Exception as error:
+            _logger.exception("this worker ends, because its work failed")
+            with self._lock:
+                self._fault = self._fault or error
+            self._stopping.set()
+
+    def _is_over(self) -> bool:
+        if self._fault:
+            return False  # the database may be what failed
+        return self._patiently(self._study.is_done) or bool(self._patiently(self._study.stopped))
 
     def _fill(self, slot: Slot) -> None:
         """One slot's life: claim and train until there is nothing left to wait for."""

@@ -8,8 +8,10 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
+from optuna.samplers import RandomSampler
 from pytorch_lightning import Callback, LightningDataModule, LightningModule, Trainer
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -111,3 +113,12 @@ class Noise(LightningDataModule):
         return DataLoader(TensorDataset(torch.randn(4)), batch_size=4)
 
     test_dataloader = val_dataloader
+
+
+class BrokenSampler(RandomSampler):
+    """Fails at the second trial."""
+
+    def sample_independent(self, study: Any, trial: Any, name: str, of: Any) -> Any:
+        if trial.number == 1:
+            raise ArithmeticError("the matrix is singular")
+        return super().sample_independent(study, trial, name, of)

@@ -11,9 +11,9 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.pruners import NopPruner
 
 from lzsweep import config
+from lzsweep.sweep.deciders import make_pruner, make_sampler
 from lzsweep.sweep.plugin import PullSweeper  # noqa: F401  # its schema is part of the tree
 from lzsweep.sweep.space import Parameter, Space, Value
-from lzsweep.sweep.worker import make_pruner, make_sampler
 from tests.sweep.test_study import GRID, make_study
 
 MIXED = Space(

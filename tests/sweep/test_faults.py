@@ -127,3 +127,20 @@ def test_the_same_error_in_the_first_trials_stops_the_sweep(
     assert states["running"] == 0
     log = err.strip().rpartition("; see ")[2]
     assert "ValueError: a bad step" in Path(log).read_text()
+
+
+def test_a_sampler_that_fails_ends_its_worker_and_no_trial(cli: Cli, faulty: Path) -> None:
+    command = (
+        "-m", *FAULTY, "study.name=s", "lr=interval(0.1,0.2)", "study.n_trials=3",
+        "hydra/sweeper/sampler=random",
+    )  # fmt: skip
+    broken = "hydra.sweeper.sampler._target_=tests.sweep.faulty.BrokenSampler"
+    code, _, err = cli(*command, broken)
+    assert code == 1
+    assert "ended: ArithmeticError: the matrix is singular (faulty.py:" in err
+    assert cli.status("s")["states"]["running"] == 0
+    parents, _ = find_runs(faulty)
+    assert [p.info.status for p in parents] == ["KILLED"]
+    code, _, err = cli(*command)
+    assert code == 0, err
+    check_study(cli, faulty, "s", 3)
