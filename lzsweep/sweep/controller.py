@@ -11,6 +11,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from datetime import datetime
 from functools import partial
 from itertools import islice
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
@@ -46,7 +48,8 @@ from lzsweep.sweep.report import (
     write_best,
 )
 from lzsweep.sweep.seeds import log_of
-from lzsweep.sweep.slurm import Workers, is_slurm, wait
+from lzsweep.sweep.signals import left_to_workers
+from lzsweep.sweep.slurm import Workers, is_slurm, told, wait
 from lzsweep.sweep.source import settle_space
 from lzsweep.sweep.space import Space, Value
 from lzsweep.sweep.storage import absolute_url
@@ -119,6 +122,7 @@ class Controller:
                 raise ConfigError(problems)
             study = self._open(cfg, space, configs)
             self._queue(study, points)
+        fault: BaseException | None = None
         if study.is_done():
             n_finished = sum(t.is_finished for t in study.trials())
             why = study.spent() or "raise study.n_trials for more"
@@ -127,10 +131,10 @@ class Controller:
                 f" {why}, or choose another study.name to start anew"
             )
         else:
-            self._launch(study, space)
+            fault = self._launch(study, space)
             if self._is_slurm and not cfg.worker.wait:
                 return
-        self._sum_up(study)
+        self._sum_up(study, fault)
 
     def _open(self, cfg: DictConfig, space: Space, configs: Sequence[Mapping[str, Any]]) -> Study:
         base = configs[0]
@@ -244,7 +248,12 @@ class Controller:
         given = any(o.startswith("hydra.sweep.dir=") for o in self._config.hydra.overrides.hydra)
         return Path(self._config.hydra.sweep.dir if given else f"multirun/{name}").absolute()
 
-    def _launch(self, study: Study, space: Space) -> None:
+    def _launch(self, study: Study, space: Space) -> BaseException | None:
+        """Start the workers and wait for them.
+
+        Returns:
+            Why they did not end the study, where they or the launcher say so.
+        """
         cfg = self._config
         subdir = f"workers/{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}-${{hydra.job.num}}"
         with read_write(cfg.hydra), open_dict(cfg.hydra):
@@ -264,23 +273,38 @@ class Controller:
             url = absolute_url(OmegaConf.select(cfg, key))
             if url.startswith("sqlite"):
                 job.append(f"{key}={quoted(url)}")
+        jobs = [job] * cfg.worker.count
         if self._is_slurm:
-            self._submit(study, self._workers(frozen, cfg), [job] * cfg.worker.count)
-            return
+            self._submit(study, self._workers(frozen, cfg), jobs)
+            return None
         launcher = Plugins.instance().instantiate_launcher(
             hydra_context=frozen, task_function=self._task, config=cfg
         )
-        with show_progress(study, self._console):
+        return self._stay(study, partial(launcher.launch, jobs, initial_job_idx=0))
+
+    def _stay(
+        self, study: Study, launch: Callable[[], Sequence[JobReturn]]
+    ) -> BaseException | None:
+        """Show how a study goes while its workers are here; as `_launch`."""
+        n_begun = _count_begun(study)
+        in_reach = nullcontext() if self._is_basic else left_to_workers()
+        with show_progress(study, self._console), in_reach:
             try:
-                returns = launcher.launch([job] * cfg.worker.count, initial_job_idx=0)
+                returns = launch()
+            except KeyboardInterrupt:
+                return LzsweepError("stopped by Ctrl-C; the same command goes on with it")
             except Exception as error:
                 # Launchers give up at the first lost job; the study knows how it really went.
-                _logger.warning("the launcher says: %s", error)
-                returns = []
-        for job_return in returns:
-            fault = job_return._return_value
-            if isinstance(fault, BaseException) and not study.is_done():
-                raise fault
+                said = told(str(error)) or repr(error)
+                if _count_begun(study) == n_begun:
+                    return LzsweepError(
+                        f"the launcher must start the workers, but no trial began: {said};"
+                        f" correct hydra.launcher.*, or see the logs in {study.record.folder}"
+                    )
+                _logger.warning("the launcher says: %s", said)
+                return None
+        faults = [r._return_value for r in returns]
+        return next((fault for fault in faults if isinstance(fault, BaseException)), None)
 
     def _workers(self, context: HydraContext, cfg: DictConfig) -> Workers:
         params = {k: v for k, v in cfg.hydra.launcher.items() if k != "_target_"}
@@ -311,7 +335,7 @@ class Controller:
         with show_progress(study, self._console):
             wait(ids, lambda: study.is_done() or bool(study.stopped()))
 
-    def _sum_up(self, study: Study) -> None:
+    def _sum_up(self, study: Study, fault: BaseException | None) -> None:
         trials = study.trials()
         counts = {s: sum(t.state == s for t in trials) for s in ("complete", "pruned", "failed")}
         n_finished = sum(counts.values())
@@ -359,7 +383,7 @@ class Controller:
         if not done:
             if study.record.is_recorded and not any(t.state == "running" for t in trials):
                 close_parent(study.record.folder, self._config.tracking.uri, "KILLED")
-            raise LzsweepError(
+            raise fault or LzsweepError(
                 f"study {study.name} is not complete; the same command goes on with it"
             )
         if not counts["complete"]:
@@ -436,6 +460,10 @@ def _question(study: Study) -> str:
     space = " ".join(f"{k}={v}" for k, v in record.space.items()) or "one point"
     wanted = ", ".join(f"{d} {m}" for d, m in zip(record.directions, record.metrics, strict=True))
     return f"{wanted} over {space}"
+
+
+def _count_begun(study: Study) -> int:
+    return sum(attempt.worker is not None for attempt in study.attempts())
 
 
 def _how_to_look(study: Study) -> str:

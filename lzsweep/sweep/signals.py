@@ -11,10 +11,12 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType, TracebackType
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
+import psutil
 from rich.console import Console
 
 _ALWAYS = (signal.SIGINT, signal.SIGTERM)
@@ -43,6 +45,8 @@ class Signals:
     def __enter__(self) -> Self:
         handled = [n for n in _IF_HANDLED if callable(signal.getsignal(n))]
         self._before = {n: signal.signal(n, self._handle) for n in (*_ALWAYS, *handled)}
+        # What a launcher made may have been born with it blocked; now it is heard.
+        self._mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         return self
 
     def __exit__(
@@ -51,6 +55,7 @@ class Signals:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
@@ -76,15 +81,54 @@ class Signals:
                 self._before[number](number, None)
 
     def _handle(self, number: int, _: FrameType | None) -> None:
-        name = signal.Signals(number).name
         if self._stopping.is_set() and not self.is_job:
-            Console().show_cursor()  # the live table hides it
-            os._exit(1)  # the trials' processes end with their pipes
+            _end_at_once()
         # A request to requeue outweighs what came before it.
         if self._came is None or number in _IF_HANDLED:
             self._came = number
         if self._stopping.is_set():
             return
         self._stopping.set()
-        more = "" if self.is_job else "; once more to end at once"
-        print(f"{name}: trials write a checkpoint and go back to the study{more}", file=sys.stderr)
+        _say(number, "" if self.is_job else "; once more to end at once")
+
+
+@contextmanager
+def left_to_workers() -> Iterator[None]:
+    """Leave Ctrl-C to workers that are processes of this terminal, which tells them itself.
+
+    What is started meanwhile is born deaf to it: of the launchers' own processes, some would kill
+    their workers in the middle of a checkpoint. A worker that is there hears it again, also what
+    came while it was being made. The second time all of them are killed.
+    """
+    came, done = threading.Event(), threading.Event()
+
+    def handle(number: int, _: FrameType | None) -> None:
+        if came.is_set():
+            for process in psutil.Process().children(recursive=True):
+                with suppress(psutil.Error):
+                    process.kill()
+            _end_at_once()
+        came.set()
+        _say(number, "; once more to end at once")
+
+    # The mask is a thread's own, and one that does not have it must be there to take the signal.
+    ears = threading.Thread(target=done.wait, name="ears", daemon=True)
+    ears.start()
+    before = signal.signal(signal.SIGINT, handle)
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        signal.signal(signal.SIGINT, before)
+        done.set()
+
+
+def _say(number: int, more: str) -> None:
+    name = signal.Signals(number).name
+    print(f"{name}: trials write a checkpoint and go back to the study{more}", file=sys.stderr)
+
+
+def _end_at_once() -> NoReturn:
+    Console().show_cursor()  # the live table hides it
+    os._exit(1)  # the trials' processes end with their pipes

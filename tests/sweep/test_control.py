@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,28 @@ def test_ctrl_c_twice_ends_at_once(cli: Cli, faulty: Path, fork: StartFork) -> N
     wait_for(lambda: not trials_in(faulty))
     assert [t.state for t in trials_of("x")] == ["running", "running"]
     let_go_on(faulty)
+    code, _, err = cli(*COMMAND)
+    assert code == 0, err
+    check_study(cli, faulty, "x", 2)
+    for number in range(2):
+        check_resumed(faulty / "multirun/x", number)
+
+
+def test_ctrl_c_lets_the_workers_of_a_launcher_write_their_checkpoints(
+    cli: Cli, faulty: Path, fork: StartFork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    first = fork(*COMMAND, "hydra/launcher=local")
+    wait_for_trials(faulty, 2)
+    first.signal(signal.SIGINT)
+    wait_for(lambda: first.says("once more to end at once"))
+    time.sleep(2)  # submitit would kill its worker after one second
+    let_go_on(faulty)
+    assert first.exit_code() == 1
+    assert first.says("study x is not complete; the same command goes on with it")
+    assert [(t.state, t.retries) for t in trials_of("x")] == [("waiting", 0)] * 2
+    parents, _ = find_runs(faulty)
+    assert [p.info.status for p in parents] == ["KILLED"]
     code, _, err = cli(*COMMAND)
     assert code == 0, err
     check_study(cli, faulty, "x", 2)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.sweep.conftest import Cli, check_study
+from tests.sweep.conftest import FAULTY, Cli, check_study, find_runs
 
 pytestmark = pytest.mark.slow
 
@@ -26,3 +26,14 @@ def test_workers_as_processes_of_this_machine(cli: Cli, work: Path, launcher: st
         return
     logs = list((work / "multirun/p/.submitit").rglob("*.out"))
     assert any("Job completed successfully" in log.read_text() for log in logs)
+
+
+def test_a_launcher_that_starts_nobody_is_an_error(cli: Cli, faulty: Path) -> None:
+    code, _, err = cli(
+        "-m", *FAULTY, "study.name=n", "lr=0.1,0.2", "hydra/launcher=local",
+        "hydra.launcher.nodes=2",
+    )  # fmt: skip
+    assert code == 1
+    assert "no trial began: LocalExecutor can use only one node. Use nodes=1; correct" in err
+    parents, _ = find_runs(faulty)
+    assert [p.info.status for p in parents] == ["KILLED"]

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Iterator
+from pathlib import Path
 
+import psutil
 import pytest
 
-from lzsweep.sweep.signals import Signals
+from lzsweep.sweep.signals import Signals, left_to_workers
+from tests.sweep.test_sweep import wait_for
 
 
 @pytest.fixture
@@ -63,3 +70,41 @@ def test_without_a_job_nothing_is_requeued(requeued: list[int]) -> None:
         signals.pass_on(lambda: True)
         signals.requeue()
     assert requeued == []
+
+
+def test_a_worker_hears_what_came_before_it_was_ready() -> None:
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    stopping = threading.Event()
+    try:
+        signal.pthread_kill(threading.get_ident(), signal.SIGINT)
+        with Signals(stopping):
+            assert stopping.is_set()
+        assert signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def test_ctrl_c_spares_what_a_launcher_started_and_ends_it_the_second_time(tmp_path: Path) -> None:
+    said, pid = tmp_path / "said", tmp_path / "pid"
+
+    def command() -> None:
+        os.setsid()
+        sys.stderr = said.open("w", buffering=1)
+        with left_to_workers():
+            pid.write_text(str(subprocess.Popen(["sleep", "600"]).pid))
+            while True:
+                time.sleep(0.05)
+
+    process = multiprocessing.get_context("fork").Process(target=command)
+    process.start()
+    assert process.pid is not None
+    wait_for(lambda: pid.exists() and pid.read_text() != "")
+    started = psutil.Process(int(pid.read_text()))
+    os.killpg(process.pid, signal.SIGINT)
+    wait_for(lambda: "SIGINT: trials write a checkpoint" in said.read_text())
+    assert process.is_alive()
+    assert started.status() == psutil.STATUS_SLEEPING
+    os.killpg(process.pid, signal.SIGINT)
+    process.join()
+    assert process.exitcode == 1
+    wait_for(lambda: not started.is_running() or started.status() == psutil.STATUS_ZOMBIE)
