@@ -73,6 +73,8 @@ class Attempt:
         self._is_gone = False
         self._is_swept = False
         self._stop_sent = False
+        self._has_reported = False
+        self._interruption = ""
         self._oom_kills = oom_kills()
         with _processes:
             self._process.start()
@@ -108,6 +110,7 @@ class Attempt:
                 if isinstance(message, Started):
                     self._began = time.monotonic()
                 elif isinstance(message, Report):
+                    self._has_reported = True
                     asked = time.monotonic()
                     self._send(answer(message))
                     self._paused_s += time.monotonic() - asked  # a lost database takes its time
@@ -126,6 +129,14 @@ class Attempt:
         if not self._stop_sent:
             self._stop_sent = True
             self._send("stop")
+
+    def interrupt(self, reason: str) -> None:
+        """End the process now, whatever it does; the trial goes on from its last checkpoint.
+
+        It was stopped if it came as far as a rung, else killed: so nobody is interrupted for ever.
+        """
+        self._interruption = reason
+        self.kill()
 
     def kill(self) -> None:
         """End the process and what it has started now; returns when it is gone."""
@@ -189,6 +200,8 @@ class Attempt:
         return end
 
     def _died_of(self, code: int) -> End:
+        if self._interruption:
+            return End("stopped" if self._has_reported else "killed", self._interruption)
         train_s = time.monotonic() - self._began - self._paused_s if self._began else 0.0
         if code == -signal.SIGKILL and self._was_oom_kill():
             return End("infeasible", f"{OUT_OF_MEMORY}: the kernel killed it", train_s=train_s)

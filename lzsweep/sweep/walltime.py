@@ -21,6 +21,8 @@ from lzsweep.sweep.study import Study
 
 EARLY_S = 60.0
 """Slurm may send the signal before the time limit so much earlier than it was asked to."""
+LEAVE_S = 60.0
+"""Time that a job needs to leave: runs are delivered, the cluster is asked to requeue it."""
 
 
 class Walltime:
@@ -41,6 +43,7 @@ class Walltime:
         self._job = this_job()
         ends = self._job.ends if self._job else None
         self._told = None if ends is None else ends - signal_delay_s
+        self._leaves = None if ends is None else ends - min(LEAVE_S, signal_delay_s / 2)
         self._is_full = threading.Event()
         self._progressed = threading.Event()
 
@@ -52,6 +55,10 @@ class Walltime:
         if needed is not None and self._clock() + needed > self._told:
             self._is_full.set()
         return not self._is_full.is_set()
+
+    def is_over(self) -> bool:
+        """Whether what trains must end now, so that the job still leaves in order."""
+        return self._leaves is not None and self._clock() > self._leaves
 
     def progress(self) -> None:
         """Note that a trial of this job reached a checkpoint."""

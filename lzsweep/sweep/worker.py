@@ -143,6 +143,8 @@ class Worker:
                 thread.start()
             while any(thread.is_alive() for thread in threads):
                 self._guard(self._watch)
+                if self._walltime.is_over():
+                    self._interrupt()
                 for thread in threads:
                     thread.join(WATCH_S / len(threads))
             try:
@@ -170,6 +172,14 @@ class Worker:
             with self._lock:
                 self._fault = self._fault or error
             self._stopping.set()
+
+    def _interrupt(self) -> None:
+        """End what a stop did not end in time, in the middle of a validation for instance."""
+        self._stopping.set()
+        with self._lock:
+            running = list(self._running.values())
+        for attempt in running:
+            attempt.interrupt("the time of its job was over")
 
     def _is_over(self) -> bool:
         if self._fault:
@@ -379,7 +389,7 @@ class Worker:
                 # The best of a pruned trial is kept too, but nobody goes on from it.
                 artifacts=ARTIFACTS if state == "complete" else {WEIGHTS_FILE: ""},
             )
-        if end.kind != "killed":
+        if end.kind not in ("stopped", "killed"):
             self._patiently(
                 self._study.tell,
                 claim,

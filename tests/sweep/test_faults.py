@@ -11,8 +11,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from lzsweep.sweep import output
+from lzsweep.sweep import output, worker
+from lzsweep.sweep.studies import open_study
+from lzsweep.sweep.walltime import Walltime
 from tests.sweep.conftest import FAULTY, Cli, check_study, find_runs
+from tests.sweep.fork import let_go_on
+from tests.sweep.test_sweep import trials_of
 
 pytestmark = pytest.mark.slow
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
@@ -144,3 +148,24 @@ def test_a_sampler_that_fails_ends_its_worker_and_no_trial(cli: Cli, faulty: Pat
     code, _, err = cli(*command)
     assert code == 0, err
     check_study(cli, faulty, "s", 3)
+
+
+def test_what_has_not_stopped_when_the_time_of_a_job_is_over_goes_back(
+    cli: Cli, faulty: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ("-m", *FAULTY, "study.name=w", "module.fault=wait", "module.at=2,6")
+    with monkeypatch.context() as patch:
+        patch.setattr(worker, "WATCH_S", 0.5)
+        patch.setattr(Walltime, "is_over", lambda _: len(list(faulty.glob("waiting-*"))) == 2)
+        code, _, err = cli(*command)
+    assert code == 1
+    assert "study w is not complete; the same command goes on with it" in err
+    trials, reason = trials_of("w"), "the time of its job was over"
+    assert [(t.state, t.attempt) for t in trials] == [("waiting", 2)] * 2
+    assert [t.retries for t in trials] == [1, 0], "who got on is not to blame"
+    attempts = open_study("sqlite:///lzsweep.db", "w").attempts()
+    assert [a.reason for a in attempts if a.ending == "infrastructure"] == [reason] * 2
+    let_go_on(faulty)
+    code, _, err = cli(*command)
+    assert code == 0, err
+    check_study(cli, faulty, "w", 2)

@@ -67,6 +67,15 @@ def test_without_a_job_there_is_always_room(study: Study, monkeypatch: pytest.Mo
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     finish_one(study, train_s=1e9, n_validations=1)
     assert Walltime(study, DELAY_S).has_room()
+    assert not Walltime(study, DELAY_S).is_over()
+
+
+@pytest.mark.parametrize(("delay_s", "leave_s"), [(DELAY_S, 50.0), (600.0, 60.0)])
+def test_a_job_is_over_while_there_is_time_to_leave(
+    study: Study, ends: float, delay_s: float, leave_s: float
+) -> None:
+    assert not Walltime(study, delay_s, clock=lambda: ends - leave_s - 1).is_over()
+    assert Walltime(study, delay_s, clock=lambda: ends - leave_s + 1).is_over()
 
 
 def test_a_job_that_twice_gets_nowhere_fails(study: Study, ends: float) -> None:
