@@ -32,6 +32,7 @@ from lzsweep.sweep.report import (
     describe_best,
     make_console,
     say_again,
+    say_failure,
     show_metric,
     trial_table,
     write_best,
@@ -113,7 +114,7 @@ def status(
         console.print(f"stopped: {reason}", markup=False)
     for failed in (t for t in trials if t.state == "failed"):
         log = log_of(Path(opened.record.folder) / str(failed.number))
-        console.print(f"#{failed.number} failed: {failed.reason}; see {log}", markup=False)
+        console.print(say_failure(failed, str(log)), markup=False)
 
 
 @app.command(epilog="Examples:  lzsweep best demo   |   lzsweep best demo --format json")
@@ -168,7 +169,7 @@ def _show_trial(study: Study, number: int, format: Format) -> None:
     console = make_console()
     console.print(trial_table(study, [t for t in study.trials() if t.number == number]))
     if reason := described[number]["reason"]:
-        console.print(f"reason: {reason}", markup=False)
+        console.print(f"{described[number]['ending']}: {reason}", markup=False)
     log = log_of(Path(described[number]["folder"]))
     console.print(f"the end of {log}:", soft_wrap=True)
     if log.exists():

@@ -42,6 +42,7 @@ from lzsweep.sweep.report import (
     overhead_s,
     ranked,
     say_again,
+    say_failure,
     show_metric,
     show_params,
     show_seeds,
@@ -343,7 +344,7 @@ class Controller:
         for trial in trials:
             if trial.state == "failed":
                 log = _shown(log_of(Path(study.record.folder) / str(trial.number)))
-                self._say(f"#{trial.number} failed: {trial.reason}; see {log}")
+                self._say(say_failure(trial, log))
         states = ", ".join(f"{n} {state}" for state, n in counts.items() if n)
         extra = overhead_s(trials)
         self._say(

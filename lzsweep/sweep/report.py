@@ -18,6 +18,7 @@ from rich.table import Table
 
 from lzsweep.config import make_loader
 from lzsweep.sweep.record import STATES, Record, Trial
+from lzsweep.sweep.seeds import log_of
 from lzsweep.sweep.study import Study
 from lzsweep.tracking.outbox import run_id_of
 
@@ -78,11 +79,14 @@ def _describe_trial(trial: Trial, folder: Path) -> dict[str, Any]:
     return {
         "number": trial.number,
         "state": trial.state,
+        "attempt": trial.attempt,
         "params": dict(trial.params),
         "values": list(trial.values) if trial.values else None,
         "metrics": dict(trial.metrics),
         "run_id": trial.run_id or run_id_of(own),
         "folder": str(own),
+        "log": str(log_of(own)),
+        "ending": trial.ending,
         "reason": trial.reason,
         "seeds": {str(r.seed): list(r.values) for r in trial.seeds},
     }
@@ -111,6 +115,7 @@ def trial_table(study: Study, trials: Sequence[Trial], n_rows: int | None = None
         notes = (
             word if trial.number in best else "",
             show_seeds(trial),
+            show_ending(trial),
             *trial.reason.splitlines()[:1],
         )
         table.add_row(
@@ -180,6 +185,17 @@ def show_seeds(trial: Trial) -> str:
     """The first objective by seed, where a trial has several: `seeds 1: 4.2101, 2: 4.3002`."""
     shown = ", ".join(f"{r.seed}: {show_metric(r.values[0])}" for r in trial.seeds)
     return f"seeds {shown}" if shown else ""
+
+
+def show_ending(trial: Trial) -> str:
+    """What its state does not say of how a trial went: `infeasible, attempt 2`."""
+    kind = trial.ending if trial.state == "failed" else ""
+    return ", ".join(filter(None, (kind, f"attempt {trial.attempt}" * (trial.attempt > 1))))
+
+
+def say_failure(trial: Trial, log: str) -> str:
+    """One line on a failed trial: how it ended, at which attempt, why, and where its log is."""
+    return f"#{trial.number} failed ({show_ending(trial)}): {trial.reason}; see {log}"
 
 
 def overhead_s(trials: Sequence[Trial]) -> float | None:

@@ -446,7 +446,7 @@ class Study:
             self._study.sampler.after_trial(self._study, frozen, state, values)
             end_row(self._storage, claim.row, state, values, end=end)
 
-    def retry(self, trial: Trial, reason: str, *, max_retries: int, free: bool = False) -> bool:
+    def retry(self, trial: Trial, reason: str, *, max_retries: int, free: bool = False) -> str:
         """Hand an interrupted attempt over to whoever claims next.
 
         Args:
@@ -456,12 +456,12 @@ class Study:
             free: the interruption was wanted (a stop, a hand-over) and does not count.
 
         Returns:
-            Whether the trial goes on; otherwise it is failed now.
+            Why the trial is failed now; empty where it goes on.
         """
         with self.lock():
             row = self._storage.get_trial(trial.row)
             if row.state != TrialState.RUNNING:
-                return True  # somebody else took it up already
+                return ""  # somebody else took it up already
             retries = trial.retries + (not free)
             goes_on = retries <= max_retries
             kind = "infrastructure" if goes_on else "error"
@@ -476,8 +476,8 @@ class Study:
                 else:
                     end_row(self._storage, trial.row, TrialState.FAIL, end=end)
             except UpdateFinishedTrialError:
-                return True  # its worker has told its end meanwhile
-            return goes_on
+                return ""  # its worker has told its end meanwhile
+            return "" if goes_on else text
 
     # Who is alive
 

@@ -373,19 +373,20 @@ class Worker:
             # Before another worker can take it up; where it goes on at once here, not at all.
             if self._recorder and self._stopping.is_set():
                 self._recorder.end(folder, "KILLED", tags={"lzsweep.reason": reason})
-            if self._hand_over(claim.trial, reason, free=end.kind == "stopped"):
+            reason = self._hand_over(claim.trial, reason, free=end.kind == "stopped")
+            if not reason:
                 return
             publish_best_of_dead(folder)
             state: Ending = "error"
         else:
-            state = end.kind
+            state, reason = end.kind, end.reason
         if self._recorder:
             for seed in open_seeds(folder):
                 self._recorder.end(seed, "FAILED")
             self._recorder.end(
                 folder,
                 "FAILED" if state in ("error", "infeasible") else "FINISHED",
-                tags={"lzsweep.state": state, "lzsweep.reason": end.reason},
+                tags={"lzsweep.state": state, "lzsweep.reason": reason},
                 # The best of a pruned trial is kept too, but nobody goes on from it.
                 artifacts=ARTIFACTS if state == "complete" else {WEIGHTS_FILE: ""},
             )
@@ -395,7 +396,7 @@ class Worker:
                 claim,
                 state,
                 end.values,
-                reason=end.reason,
+                reason=reason,
                 metrics=end.metrics,
                 train_s=end.train_s,
                 run_id=run_id_of(folder),
@@ -403,7 +404,7 @@ class Worker:
         if state == "error":
             self._stop_after_same_errors()
 
-    def _hand_over(self, trial: Trial, reason: str, *, free: bool) -> bool:
+    def _hand_over(self, trial: Trial, reason: str, *, free: bool) -> str:
         return self._patiently(
             self._study.retry,
             trial,
@@ -443,10 +444,11 @@ class Worker:
 
     def _take_up(self, trial: Trial) -> None:
         reason = f"worker {trial.worker or 'unknown'} was lost"
-        if self._study.retry(trial, reason, max_retries=self._cfg.study.max_retries):
+        failure = self._study.retry(trial, reason, max_retries=self._cfg.study.max_retries)
+        if not failure:
             _logger.warning("trial %d goes on: its %s", trial.number, reason)
         elif self._recorder:
-            tags = {"lzsweep.state": "error", "lzsweep.reason": reason}
+            tags = {"lzsweep.state": "error", "lzsweep.reason": failure}
             folder = self._folder / str(trial.number)
             publish_best_of_dead(folder)
             for run in (*open_seeds(folder), folder):

@@ -46,14 +46,17 @@ def test_each_fault_ends_its_own_trial_with_its_reason(cli: Cli, faulty: Path) -
         assert list(trial["params"].values()) == [fault]
         assert trial["state"] == ("failed" if reason else "complete"), (fault, trial["reason"])
         assert trial["reason"].startswith(reason)
+        assert trial["attempt"] == 1
         mine = tags[str(trial["number"])]
         log = Path(trial["folder"]) / "trial.log"
         assert mine["lzsweep.reason"] == trial["reason"]
-        assert mine["lzsweep.log"] == str(log)
+        assert mine["lzsweep.log"] == trial["log"] == str(log)
+        assert mine["lzsweep.state"] == trial["ending"]
         assert log.stat().st_size <= output.MAX_BYTES
         if reason:
             assert (
-                f"#{trial['number']} failed: {trial['reason']}; see {log.relative_to(faulty)}"
+                f"#{trial['number']} failed ({trial['ending']}): {trial['reason']};"
+                f" see {log.relative_to(faulty)}"
                 in out
             )
     states = {
@@ -106,7 +109,7 @@ def test_a_full_disk_fails_its_own_trial(cli: Cli, faulty: Path) -> None:
         reason = status["trials"][number]["reason"]
         assert reason.startswith("the disk is full: No space left on device (")
         assert f"{study}/{number}/{file}" in reason
-        assert f"#{number} failed: {reason}" in out
+        assert f"#{number} failed (error): {reason}" in out
     assert '"status":"FAILED"' in journals[0]
     parents, runs = find_runs(faulty)
     assert [p.info.status for p in parents] == ["FINISHED"]

@@ -71,7 +71,7 @@ def test_points_that_run_wait_or_failed_count_as_well(url: str) -> None:
     study = make_study(url, n_trials=50, space=TREE)
     study.set_deciders(TPESampler(seed=1, constant_liar=True), NopPruner())
     lost = must_claim(study)
-    assert study.retry(lost.trial, "node lost", max_retries=3)
+    assert not study.retry(lost.trial, "node lost", max_retries=3)
     again = must_claim(study)
     assert again.trial.params == lost.trial.params
     claims = [again, *(must_claim(study) for _ in range(7))]

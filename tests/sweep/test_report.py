@@ -12,6 +12,8 @@ from lzsweep.sweep.report import (
     overhead_s,
     ranked,
     say_again,
+    say_failure,
+    show_ending,
     show_metric,
     show_seconds,
     sparkline,
@@ -73,3 +75,14 @@ def test_a_curve_in_a_cell_and_a_time() -> None:
         "-2e+09",
     ]
     assert [show_seconds(s) for s in (None, 5, 65, 3665)] == ["", "0:05", "1:05", "1:01:05"]
+
+
+def test_a_failure_tells_how_it_ended_and_at_which_attempt() -> None:
+    failed = replace(trial(3, None), state="failed", ending="infeasible", reason="out of memory")
+    assert say_failure(failed, "3/trial.log") == (
+        "#3 failed (infeasible): out of memory; see 3/trial.log"
+    )
+    lost = replace(failed, ending="error", attempt=4)
+    assert show_ending(lost) == "error, attempt 4"
+    assert show_ending(replace(lost, state="complete", ending="complete")) == "attempt 4"
+    assert show_ending(trial(3, 1.0)) == ""

@@ -67,7 +67,7 @@ def test_a_retry_keeps_the_seeds_that_are_complete(url: str) -> None:
     claim = must_claim(study)
     study.keep_seed(claim, SeedResult(1, (0.5,), {"loss": 0.5}, 3.0))
     study.report(claim, 1, 0.7, seed=2)
-    assert study.retry(claim.trial, "node lost", max_retries=3)
+    assert not study.retry(claim.trial, "node lost", max_retries=3)
     again = must_claim(study)
     assert again.trial.seeds == (SeedResult(1, (0.5,), {"loss": 0.5}, 3.0),)
     study.keep_seed(again, SeedResult(2, (0.7,), {"loss": 0.7}, 4.0))

@@ -156,7 +156,7 @@ def test_a_retried_trial_keeps_its_rungs_and_what_the_pruner_noted(url: str) -> 
     study = make_front_study(url, SuccessiveHalvingPruner(min_resource=1, reduction_factor=2))
     claim = must_claim(study)
     assert not study.report(claim, 1, 0.5, 1.0)
-    assert study.retry(claim.trial, "node lost", max_retries=3)
+    assert not study.retry(claim.trial, "node lost", max_retries=3)
     again = must_claim(study)
     assert again.trial.number == 0
     assert again.trial.curve == {1: 0.5}
@@ -180,7 +180,7 @@ def test_a_retried_trial_counts_once(url: str, pruner: BasePruner) -> None:
     study.set_deciders(RandomSampler(seed=1), pruner)
     claim = must_claim(study)
     assert not study.report(claim, 1, 0.5)
-    assert study.retry(claim.trial, "node lost", max_retries=3)
+    assert not study.retry(claim.trial, "node lost", max_retries=3)
     again = must_claim(study)
     assert not study.report(again, 1, 0.5)
     assert not study.report(must_claim(study), 1, 0.1)
@@ -190,7 +190,7 @@ def test_a_retried_trial_counts_once(url: str, pruner: BasePruner) -> None:
 def test_a_trial_that_is_taken_away_while_it_is_judged_is_lost(url: str) -> None:
     class Slow(SuccessiveHalvingPruner):
         def prune(self, study: Any, trial: Any) -> bool:
-            assert other.retry(claim.trial, "silent", max_retries=3)
+            assert not other.retry(claim.trial, "silent", max_retries=3)
             return super().prune(study, trial)
 
     study, other = make_study(url), make_study(url)

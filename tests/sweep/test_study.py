@@ -150,7 +150,7 @@ def test_a_retry_keeps_number_parameters_and_curve(url: str) -> None:
     study = make_study(url)
     claim = must_claim(study)
     study.report(claim, 1, 0.7)
-    assert study.retry(claim.trial, "node lost", max_retries=3)
+    assert not study.retry(claim.trial, "node lost", max_retries=3)
     (trial,) = study.trials()
     assert (trial.number, trial.attempt, trial.state) == (0, 2, "waiting")
     again = must_claim(study)
@@ -165,8 +165,8 @@ def test_a_retry_keeps_number_parameters_and_curve(url: str) -> None:
 def test_two_who_notice_one_loss_make_one_retry(url: str) -> None:
     study = make_study(url)
     trial = must_claim(study).trial
-    assert study.retry(trial, "node lost", max_retries=3)
-    assert open_study(url, "s").retry(trial, "node lost", max_retries=3)
+    assert not study.retry(trial, "node lost", max_retries=3)
+    assert not open_study(url, "s").retry(trial, "node lost", max_retries=3)
     assert [t.state for t in study.trials()] == ["waiting"]
     assert must_claim(study).trial.attempt == 2
     study.tell(must_claim(study), "complete", [1.0])
@@ -183,7 +183,7 @@ def test_a_trial_that_is_told_while_others_take_it_up_has_one_end(
         return next_attempt(*arguments)
 
     monkeypatch.setattr(study_module, "next_attempt", tell_first)
-    assert other.retry(claim.trial, "silent", max_retries=3)
+    assert not other.retry(claim.trial, "silent", max_retries=3)
     assert [(t.state, t.attempt) for t in other.trials()] == [("complete", 1)]
     assert other.is_done()
 
@@ -203,16 +203,16 @@ def test_whoever_dies_while_taking_a_trial_up_leaves_it_to_others(
 
     assert in_fork(take_up_and_die) == -signal.SIGKILL
     assert [(t.state, t.attempt) for t in study.trials()] == [("running", 1)]
-    assert study.retry(trial, "silent", max_retries=3)
+    assert not study.retry(trial, "silent", max_retries=3)
     assert [(t.state, t.attempt) for t in study.trials()] == [("waiting", 2)]
 
 
 def test_lost_attempts_end_at_the_limit_but_wanted_ones_are_free(url: str) -> None:
     study = make_study(url, n_trials=1)
     for _ in range(5):
-        assert study.retry(must_claim(study).trial, "stopped", max_retries=1, free=True)
-    assert study.retry(must_claim(study).trial, "killed", max_retries=1)
+        assert not study.retry(must_claim(study).trial, "stopped", max_retries=1, free=True)
     assert not study.retry(must_claim(study).trial, "killed", max_retries=1)
+    assert study.retry(must_claim(study).trial, "killed", max_retries=1)
     (trial,) = study.trials()
     assert trial.state == "failed"
     assert trial.reason == "killed, 2 times; see study.max_retries"
@@ -330,7 +330,7 @@ def test_a_worker_killed_between_its_claim_and_the_first_heartbeat(
     assert study.claim("w") is None, "it may live and be about to beat"
     while not (stale := study.stale()):
         time.sleep(0.1)
-    assert study.retry(stale[0], "lost", max_retries=3)
+    assert not study.retry(stale[0], "lost", max_retries=3)
     claim = must_claim(study)
     assert (claim.trial.number, claim.trial.attempt) == (0, 2)
     assert set(claim.trial.params) == {"x"}
@@ -448,7 +448,7 @@ def test_who_is_idle_needs_no_lock_and_sees_what_is_handed_over(url: str) -> Non
         before = study.open_rows()
         assert len(before) == 1
         assert other.open_rows() == before
-    assert other.retry(claim.trial, "node lost", max_retries=3)
+    assert not other.retry(claim.trial, "node lost", max_retries=3)
     assert study.open_rows() != before
     assert study.may_claim()
     study.tell(must_claim(study), "complete", [0.1])
