@@ -162,7 +162,7 @@ class Controller:
             given=_given(cfg.study),
             prepare=prepare,
         )
-        _check_place(study, redact(uri))
+        _warn_of_other_code(study)
         _warn_of_other_data(study, record.data)
         if until is not None:
             study.set_teacher(cfg.study.warm_start, until)
@@ -438,14 +438,8 @@ def _settings(space: Space, base: Mapping[str, Any], study: DictConfig) -> dict[
     return dict(sorted(settings.items()))
 
 
-def _check_place(study: Study, tracking_uri: str) -> None:
-    record = study.record
-    if record.tracking_uri != tracking_uri:
-        raise UserError(
-            f"a study keeps its MLflow server, but {study.name!r} logs to {record.tracking_uri}"
-            f" and this command to {tracking_uri}; set tracking.uri or MLFLOW_TRACKING_URI"
-        )
-    before, now = record.code.get(COMMIT_TAG), code_version().get(COMMIT_TAG)
+def _warn_of_other_code(study: Study) -> None:
+    before, now = study.record.code.get(COMMIT_TAG), code_version().get(COMMIT_TAG)
     if before != now:
         _logger.warning("the study began with code %s, this is code %s", before, now)
 

@@ -67,7 +67,8 @@ def create_study(
         The study and whether it is new.
 
     Raises:
-        UserError: the database does not answer, or the study of that name sweeps another thing.
+        UserError: the database does not answer, or the study of that name sweeps another thing
+            or logs elsewhere.
     """
     storage = open_storage(url)
     with database_lock(storage.engine, f"lzsweep/{name}"):
@@ -81,16 +82,14 @@ def create_study(
             directions=list(record.directions),
             load_if_exists=True,
         )
-        if is_new:
-            study.set_user_attr("record", vars(record))
-        else:
+        if not is_new:
             _check_same(Record.from_json(study.user_attrs["record"]), record, name)
-        if is_new:
-            study.set_user_attr("budget", vars(budget))
-        elif given:
             before = study.user_attrs["budget"]
-            study.set_user_attr("budget", {**before, **{k: vars(budget)[k] for k in given}})
+            budget = Budget(**{**before, **{k: vars(budget)[k] for k in given}})
+        study.set_user_attr("budget", vars(budget))
         study.set_user_attr("stopped", "")
+        if is_new:  # at last: who dies before leaves no study
+            study.set_user_attr("record", vars(record))
     return Study(storage, study), is_new
 
 
@@ -115,4 +114,9 @@ def _check_same(kept: Record, asked: Record, name: str) -> None:
         raise UserError(
             f"a study keeps what it sweeps, but {name!r} differs from this command: {shown}{more};"
             " choose another study.name"
+        )
+    if kept.tracking_uri != asked.tracking_uri:
+        raise UserError(
+            f"a study keeps its MLflow server, but {name!r} logs to {kept.tracking_uri} and this"
+            f" command to {asked.tracking_uri}; set tracking.uri or MLFLOW_TRACKING_URI"
         )

@@ -7,9 +7,11 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import optuna
 import psutil
 import pytest
 import sqlalchemy
@@ -421,6 +423,40 @@ def test_of_several_creators_one_prepares(url: str) -> None:
     with pytest.raises(UserError, match="the folder is another's"):
         create_study(url, "t", make_record(), Budget(1), prepare=refuse)
     assert [s.name for s in list_studies(url)] == ["s"]
+
+
+@pytest.mark.parametrize("n_written", range(3))
+def test_whoever_dies_while_creating_a_study_leaves_none(
+    url: str, n_written: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = [1] * n_written
+
+    def set_or_die(self: optuna.Study, key: str, value: Any) -> None:
+        if not left:
+            os.kill(os.getpid(), signal.SIGKILL)
+        left.pop()
+        self._storage.set_study_user_attr(self._study_id, key, value)
+
+    def create_and_die() -> None:
+        monkeypatch.setattr(optuna.Study, "set_user_attr", set_or_die)
+        make_study(url)
+
+    assert in_fork(create_and_die) == -signal.SIGKILL
+    assert list_studies(url) == []
+    study, is_new = create_study(url, "s", make_record(), Budget(2))
+    assert is_new
+    assert study.budget == Budget(2)
+    assert study.claim("w") is not None
+
+
+def test_a_command_that_is_refused_changes_nothing(url: str) -> None:
+    make_study(url, n_trials=3).stop("by `lzsweep stop`")
+    elsewhere = replace(make_record(), tracking_uri="http://elsewhere")
+    with pytest.raises(UserError, match="a study keeps its MLflow server, but 's' logs to "):
+        create_study(url, "s", elsewhere, Budget(9), given=["n_trials"])
+    study = open_study(url, "s")
+    assert study.stopped() == "by `lzsweep stop`"
+    assert study.n_trials == 3
 
 
 def test_a_zombie_is_no_worker(url: str) -> None:
