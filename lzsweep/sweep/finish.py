@@ -8,6 +8,7 @@ from lzsweep.sweep.description import absolute, find_links, write_description
 from lzsweep.sweep.findings import gather
 from lzsweep.sweep.page import REPORT_NAME, write_report, write_report_aside
 from lzsweep.sweep.report import write_best
+from lzsweep.sweep.runs import settle_runs
 from lzsweep.sweep.study import Study
 from lzsweep.tracking.delivery import deliver_or_warn
 from lzsweep.tracking.journal import Journal, Status
@@ -37,7 +38,7 @@ def renew_report(study: Study, uri: str) -> Path:
 
 
 def finish_study(study: Study, uri: str) -> dict[str, str]:
-    """Write `best.yaml` and the report, and end the parent run, if there is one that is open.
+    """Write `best.yaml` and the report, and end the runs that are open: of trials and the study.
 
     The last worker and every controller do it; to do it again changes nothing, but delivers what
     MLflow did not take before.
@@ -45,6 +46,8 @@ def finish_study(study: Study, uri: str) -> dict[str, str]:
     Returns:
         Where MLflow's pages show the study: label -> address.
     """
+    if study.record.is_recorded:
+        settle_runs(study, uri)
     findings = gather(study, write_best(study))
     folder = Path(study.record.folder)
     paths = find_links(findings, uri)

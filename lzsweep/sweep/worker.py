@@ -35,6 +35,7 @@ from lzsweep.sweep.lesson import find_lessons, teach
 from lzsweep.sweep.process import this_host
 from lzsweep.sweep.record import Claim, Ending, Record, SeedResult, Trial
 from lzsweep.sweep.rows import OpenRows, TrialLost
+from lzsweep.sweep.runs import STATUS, run_name, run_tags
 from lzsweep.sweep.seeds import (
     best_seed,
     cut_short,
@@ -50,9 +51,8 @@ from lzsweep.sweep.slots import Slot, devices_per_trial, find_slots
 from lzsweep.sweep.storage import DATABASE_ERRORS, first_line
 from lzsweep.sweep.studies import open_study
 from lzsweep.sweep.study import Study
-from lzsweep.sweep.trial import LOG_NAME, End, Kind, Report, Spec, Word, reason_of
+from lzsweep.sweep.trial import End, Report, Spec, Word, reason_of
 from lzsweep.sweep.walltime import Walltime
-from lzsweep.tracking.journal import Status
 from lzsweep.tracking.outbox import run_id_of
 from lzsweep.tracking.recorder import Recorder
 from lzsweep.tracking.runs import COMMIT_TAG, code_version
@@ -63,15 +63,6 @@ CLAIM_S = (4.0, 8.0)
 """Time after which an idle slot tries to claim whatever it has seen: the budget may have grown."""
 WATCH_S = 5.0
 """Time between two heartbeats, and between two looks for lost workers."""
-SEED_STATUS: Mapping[Kind, Status] = {
-    "complete": "FINISHED",
-    "pruned": "FINISHED",
-    "infeasible": "FAILED",
-    "error": "FAILED",
-    "stopped": "KILLED",
-    "killed": "KILLED",
-}
-"""What MLflow says of the run of a seed by how its training ended."""
 DATABASE_PATIENCE_S = 3600.0
 """Time a worker waits for a lost database before it gives up."""
 
@@ -253,14 +244,7 @@ class Worker:
         folder.mkdir(parents=True, exist_ok=True)
         if not self._recorder:
             return
-        tags = {
-            "lzsweep.study": self._study.name,
-            "lzsweep.trial": str(trial.number),
-            "lzsweep.attempt": str(trial.attempt),
-            "lzsweep.worker": self._name,
-            "lzsweep.log": str(folder / LOG_NAME),
-            **self._code,
-        }
+        tags = run_tags(self._study.name, trial, self._name, folder) | self._code
         self._recorder.start(
             folder,
             name=run_name(trial, seed),
@@ -289,7 +273,7 @@ class Worker:
             if self._recorder:
                 self._recorder.end(
                     own,
-                    SEED_STATUS[end.kind],
+                    STATUS[end.kind],
                     tags={"lzsweep.state": end.kind, "lzsweep.reason": end.reason},
                     artifacts={WEIGHTS_FILE: ""},  # the trial's run has the best checkpoint
                 )
@@ -478,11 +462,3 @@ def _changed_code(record: Record) -> dict[str, str]:
     return {"lzsweep.code.study_began_with": str(began)}
 
 
-def run_name(trial: Trial, seed: int | None = None) -> str:
-    """The run's name in MLflow: `#012 big lr=0.0034`, for one of its seeds `... seed=3`."""
-    parts = [str(v) if isinstance(v, str) else f"{k}={_short(v)}" for k, v in trial.params.items()]
-    return " ".join([f"#{trial.number:03d}", *parts, *([] if seed is None else [f"seed={seed}"])])
-
-
-def _short(value: object) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -136,7 +136,11 @@ class Recorder:
             try:
                 note()
             except OSError as error:
-                _logger.warning("the end of a run was never noted, it stays open: %s", error)
+                _logger.warning(
+                    "the end of a run was not noted: %s; make room there and type the same"
+                    " command again",
+                    error,
+                )
         if undelivered := self._sender.close(DELIVERY_S):
             _logger.warning(
                 "MLflow did not take everything of %d runs; deliver it with `lzsweep sync`",

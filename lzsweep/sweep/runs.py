@@ -1,0 +1,110 @@
+"""The MLflow run of a trial: what it says, and its end where no worker could note that."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from lzsweep.sweep.record import Trial
+from lzsweep.sweep.seeds import open_seeds
+from lzsweep.sweep.study import Study
+from lzsweep.sweep.trial import LOG_NAME, Kind
+from lzsweep.tracking.delivery import deliver_or_warn
+from lzsweep.tracking.journal import JOURNAL_NAME, Journal, Status, read_records
+from lzsweep.tracking.runs import code_version
+
+STATUS: Mapping[Kind, Status] = {
+    "complete": "FINISHED",
+    "pruned": "FINISHED",
+    "infeasible": "FAILED",
+    "error": "FAILED",
+    "stopped": "KILLED",
+    "killed": "KILLED",
+}
+"""What MLflow says of a run by how its training ended."""
+
+_logger = logging.getLogger(__name__)
+
+
+def run_name(trial: Trial, seed: int | None = None) -> str:
+    """The run's name in MLflow: `#012 big lr=0.0034`, for one of its seeds `... seed=3`."""
+    parts = [str(v) if isinstance(v, str) else f"{k}={_short(v)}" for k, v in trial.params.items()]
+    return " ".join([f"#{trial.number:03d}", *parts, *([] if seed is None else [f"seed={seed}"])])
+
+
+def _short(value: object) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def run_tags(study: str, trial: Trial, worker: str, folder: Path) -> dict[str, str]:
+    """The tags by which a trial's run is found."""
+    return {
+        "lzsweep.study": study,
+        "lzsweep.trial": str(trial.number),
+        "lzsweep.attempt": str(trial.attempt),
+        "lzsweep.worker": worker,
+        "lzsweep.log": str(folder / LOG_NAME),
+    }
+
+
+def settle_runs(study: Study, uri: str) -> None:
+    """End the runs of finished trials that are still open, and make those that are missing.
+
+    On a full disk a worker can note neither; the study knows how the trials ended, and as soon
+    as there is room their runs do.
+    """
+    for trial in study.trials():
+        folder = Path(study.record.folder) / str(trial.number)
+        journal = folder / JOURNAL_NAME
+        is_gone = not folder.is_dir() or (trial.run_id and not journal.exists())
+        if not trial.is_finished or is_gone or _is_settled(journal):
+            continue
+        try:
+            _settle(study, trial, folder)
+        except OSError as error:
+            _logger.warning(
+                "the run of trial %d is not ended yet: %s; make room there and type the same"
+                " command again",
+                trial.number,
+                error,
+            )
+        else:
+            deliver_or_warn(folder, uri)
+
+
+def _is_settled(journal: Path) -> bool:
+    """Whether its last record is an end; looks at nothing else, for journals are long."""
+    with suppress(OSError), journal.open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - 4096))
+        return file.read().rstrip().rpartition(b"\n")[2].startswith(b'{"type":"end"')
+    return False
+
+
+def _settle(study: Study, trial: Trial, folder: Path) -> None:
+    for seed in open_seeds(folder):
+        with Journal(seed) as journal:
+            journal.end("FAILED")
+    with Journal(folder) as journal:
+        if journal.status is None:
+            journal.start(
+                experiment=_experiment(folder.parent),
+                name=run_name(trial),
+                params=trial.params,
+                tags={
+                    **code_version(),
+                    **run_tags(study.name, trial, str(trial.worker), folder),
+                    "lzsweep.folder": str(folder),
+                },
+                parent_folder=folder.parent,
+            )
+        if journal.status == "RUNNING":
+            journal.tags({"lzsweep.state": str(trial.ending), "lzsweep.reason": trial.reason})
+            journal.end("FAILED" if trial.state == "failed" else "FINISHED")
+
+
+def _experiment(study: Path) -> str:
+    start, _ = next(read_records(study / JOURNAL_NAME))
+    return str(start["run"]["experiment"])
