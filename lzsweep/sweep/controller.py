@@ -24,7 +24,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from lzsweep.config import compose_parts, make_loader, objectives, sources
-from lzsweep.errors import ConfigError, LzsweepError, UserError
+from lzsweep.errors import ConfigError, LzsweepError
 from lzsweep.go.board import N_MOVES
 from lzsweep.sweep.budget import Budget, parse_time
 from lzsweep.sweep.checks import check_sweep

@@ -470,9 +470,7 @@ class Study:
             try:
                 if goes_on:
                     successor = next_attempt(row, trial, retries)
-                    hand_over(
-                        self._storage, self._study._study_id, trial.row, successor, end=end
-                    )
+                    hand_over(self._storage, self._study._study_id, trial.row, successor, end=end)
                 else:
                     end_row(self._storage, trial.row, TrialState.FAIL, end=end)
             except UpdateFinishedTrialError:

@@ -460,5 +460,3 @@ def _changed_code(record: Record) -> dict[str, str]:
         return {}
     _logger.warning("the study began with code %s, this worker runs %s", began, now)
     return {"lzsweep.code.study_began_with": str(began)}
-
-

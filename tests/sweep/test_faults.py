@@ -56,8 +56,7 @@ def test_each_fault_ends_its_own_trial_with_its_reason(cli: Cli, faulty: Path) -
         if reason:
             assert (
                 f"#{trial['number']} failed ({trial['ending']}): {trial['reason']};"
-                f" see {log.relative_to(faulty)}"
-                in out
+                f" see {log.relative_to(faulty)}" in out
             )
     states = {
         t["params"]["module.fault"]: tags[str(t["number"])]["lzsweep.state"]

@@ -22,9 +22,9 @@ from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESample
 from optuna.trial import TrialState
 
 from lzsweep.sweep.budget import Budget
+from lzsweep.sweep.rows import TrialLost
 from lzsweep.sweep.standing import Climb, judge, pruner_problem
 from lzsweep.sweep.studies import create_study, open_study
-from lzsweep.sweep.rows import TrialLost
 from lzsweep.sweep.study import Study
 from tests.sweep.conftest import Cli, check_study
 from tests.sweep.test_study import make_record, make_study, must_claim

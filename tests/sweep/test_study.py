@@ -26,9 +26,9 @@ from lzsweep.sweep import storage
 from lzsweep.sweep import study as study_module
 from lzsweep.sweep.budget import Budget
 from lzsweep.sweep.record import Claim, Record, Trial, next_attempt
+from lzsweep.sweep.rows import TrialLost
 from lzsweep.sweep.space import Parameter, Space
 from lzsweep.sweep.studies import create_study, list_studies, open_study
-from lzsweep.sweep.rows import TrialLost
 from lzsweep.sweep.study import Study
 
 fork = multiprocessing.get_context("fork")
@@ -221,9 +221,7 @@ def test_lost_attempts_end_at_the_limit_but_wanted_ones_are_free(url: str) -> No
     assert study.is_done()
 
 
-@pytest.mark.parametrize(
-    "limit", [{"target": 0.5}, {"patience": 1}, {"max_time_s": 1.0}], ids=lambda limit: [*limit][0]
-)
+@pytest.mark.parametrize("limit", [{"target": 0.5}, {"patience": 1}, {"max_time_s": 1.0}], ids=str)
 def test_a_trial_that_was_lost_while_the_budget_was_spent_is_trained(
     url: str, limit: dict[str, Any]
 ) -> None:

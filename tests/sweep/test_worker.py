@@ -42,6 +42,4 @@ def test_a_trial_that_was_lost_too_often_fails_with_the_same_words_everywhere(
     (trial,) = study.trials()
     assert (trial.state, trial.attempt) == ("failed", 3)
     assert trial.reason == f"cancelled, {n_times} times; see study.max_retries"
-    assert ends.heard == [
-        ("FAILED", {"lzsweep.state": "error", "lzsweep.reason": trial.reason})
-    ]
+    assert ends.heard == [("FAILED", {"lzsweep.state": "error", "lzsweep.reason": trial.reason})]
