@@ -123,6 +123,7 @@ def faulty(work: Path, empty_database: Path) -> Path:  # noqa: F811
         "module/faulty.yaml": {
             "_target_": "tests.sweep.faulty.Faulty",
             "fault": "none",
+            "at": 6,
             "batch_s": 0.0,
             "size": 1,
         },
