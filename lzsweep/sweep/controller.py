@@ -60,8 +60,8 @@ from lzsweep.sweep.syntax import fill, parse_space, quoted
 from lzsweep.tracking.client import redact, resolve_uri
 from lzsweep.tracking.recorder import has_recorder
 from lzsweep.tracking.runs import (
-    COMMIT_TAG,
     begin_parent,
+    changed_code,
     close_parent,
     code_version,
     open_parent,
@@ -439,9 +439,8 @@ def _settings(space: Space, base: Mapping[str, Any], study: DictConfig) -> dict[
 
 
 def _warn_of_other_code(study: Study) -> None:
-    before, now = study.record.code.get(COMMIT_TAG), code_version().get(COMMIT_TAG)
-    if before != now:
-        _logger.warning("the study began with code %s, this is code %s", before, now)
+    if changed := changed_code(study.record.code):
+        _logger.warning("the study began with %s, this is %s", *changed)
 
 
 def _warn_of_other_data(study: Study, now: Mapping[str, str]) -> None:

@@ -20,7 +20,7 @@ from lzsweep.sweep.seeds import seed_folder
 from lzsweep.sweep.space import Space
 from lzsweep.sweep.study import Study
 from lzsweep.tracking.outbox import run_id_of
-from lzsweep.tracking.runs import COMMIT_TAG, DIRTY_TAG, code_version
+from lzsweep.tracking.runs import changed_code
 from lzsweep.train.run import data_version, objectives_of, prepare_data, train_recorded
 
 
@@ -100,13 +100,8 @@ def _compose(record: Record, trial: Trial, seed: int | None) -> dict[str, Any]:
 
 def _differences(record: Record, config: dict[str, Any]) -> Iterator[str]:
     """What may make another result, in words."""
-    code = code_version()
-    before, now = record.code.get(COMMIT_TAG), code.get(COMMIT_TAG)
-    if before != now:
-        yield f"the study began with code {before or 'of no commit'}, this is {now or 'of none'}"
-    for whose, tags in (("the study's code", record.code), ("this code", code)):
-        if tags.get(DIRTY_TAG) == "true":
-            yield f"{whose} has changes that no commit has"
+    if changed := changed_code(record.code):
+        yield "the study began with {}, this is {}".format(*changed)
     versions = data_version(config["data"])
     if not versions:
         yield f"nothing is known of the data of {config['data'].get('_target_')}, then and now"

@@ -55,7 +55,7 @@ from lzsweep.sweep.trial import End, Report, Spec, Word, reason_of
 from lzsweep.sweep.walltime import Walltime
 from lzsweep.tracking.outbox import run_id_of
 from lzsweep.tracking.recorder import Recorder
-from lzsweep.tracking.runs import COMMIT_TAG, code_version
+from lzsweep.tracking.runs import changed_code
 
 LOOK_S = (0.5, 1.0)
 """Time between two looks of an idle slot at whether anything has changed, drawn anew each time."""
@@ -455,8 +455,8 @@ class Worker:
 
 def _changed_code(record: Record) -> dict[str, str]:
     """Tags of a trial whose code is not the one that the study began with."""
-    began, now = record.code.get(COMMIT_TAG), code_version().get(COMMIT_TAG)
-    if began == now:
+    changed = changed_code(record.code)
+    if changed is None:
         return {}
-    _logger.warning("the study began with code %s, this worker runs %s", began, now)
-    return {"lzsweep.code.study_began_with": str(began)}
+    _logger.warning("the study began with %s, this worker runs %s", *changed)
+    return {"lzsweep.code.study_began_with": changed[0]}

@@ -8,6 +8,7 @@ the same run.
 from __future__ import annotations
 
 import functools
+import hashlib
 import os
 import platform
 import sqlite3
@@ -36,6 +37,10 @@ COMMIT_TAG = "mlflow.source.git.commit"
 """MLflow's own tag of the code's version."""
 DIRTY_TAG = "lzsweep.git.dirty"
 """Whether the code had changes that no commit has."""
+CHANGES_TAG = "lzsweep.git.changes"
+"""Digest of those changes, so that other ones are told from the same."""
+VERSION_TAG = "lzsweep.version."
+"""Begins the tags of the versions of Python and of the packages that compute."""
 
 _CONNECT_S = 3.05
 _ANSWER_S = 6.0
@@ -210,32 +215,64 @@ def code_version() -> dict[str, str]:
     return tags
 
 
+def changed_code(before: Mapping[str, str]) -> tuple[str, str] | None:
+    """What of the code is another one than it was: commit, uncommitted changes, versions.
+
+    Args:
+        before: tags of `code_version` from then.
+
+    Returns:
+        What differs as it was and as it is, in words; None if nothing does.
+    """
+    now = code_version()
+    versions = sorted(tag for tag in {*before, *now} if tag.startswith(VERSION_TAG))
+    names = {
+        COMMIT_TAG: "commit",
+        CHANGES_TAG: "uncommitted changes",
+        **{tag: tag.removeprefix(VERSION_TAG) for tag in versions},
+    }
+    other = {tag: name for tag, name in names.items() if before.get(tag) != now.get(tag)}
+    if not other:
+        return None
+    was, is_now = (
+        ", ".join(f"{n} {tags[t]}" if t in tags else f"no {n}" for t, n in other.items())
+        for tags in (before, now)
+    )
+    return was, is_now
+
+
 @functools.cache
 def _fixed_tags() -> tuple[tuple[str, str], ...]:
-    tags = {"lzsweep.host": platform.node(), "lzsweep.version.python": platform.python_version()}
+    tags = {"lzsweep.host": platform.node(), f"{VERSION_TAG}python": platform.python_version()}
     for package in _PACKAGES:
         try:
-            tags[f"lzsweep.version.{package}"] = metadata.version(package)
+            tags[f"{VERSION_TAG}{package}"] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
     return tuple((tags | _git_tags(Path(__file__).parents[2])).items())
 
 
 def _git_tags(checkout: Path) -> dict[str, str]:
-    """Commit of a checkout, and whether it was changed; nothing for an installed package."""
+    """Commit of a checkout, whether and how it was changed; nothing for an installed package."""
     if not (checkout / ".git").exists():
         return {}
-    command = ["git", "status", "--porcelain=v2", "--branch", "--untracked-files=no"]
     try:
-        output = subprocess.run(
-            command, cwd=checkout, capture_output=True, text=True, timeout=10, check=True
-        ).stdout
+        status = _git(checkout, "status", "--porcelain=v2", "--branch", "--untracked-files=no")
+        changes = _git(checkout, "diff", "--no-ext-diff", "--no-textconv", "HEAD")
     except (OSError, subprocess.SubprocessError):
         return {}
     tags = {DIRTY_TAG: "false"}
-    for line in output.splitlines():
+    for line in status.decode().splitlines():
         if line.startswith("# branch.oid "):
             tags[COMMIT_TAG] = line.split()[-1]
         elif not line.startswith("#"):
-            tags[DIRTY_TAG] = "true"
+            digest = hashlib.blake2b(changes, digest_size=8).hexdigest()
+            tags |= {DIRTY_TAG: "true", CHANGES_TAG: digest}
     return tags
+
+
+def _git(checkout: Path, *command: str) -> bytes:
+    done = subprocess.run(
+        ["git", *command], cwd=checkout, capture_output=True, timeout=10, check=True
+    )
+    return done.stdout

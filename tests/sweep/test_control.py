@@ -96,8 +96,8 @@ def test_code_that_the_study_did_not_begin_with_is_told_and_tagged(
     kept.set_user_attr("record", {**record, "code": {**record["code"], COMMIT_TAG: former}})
     code, _, err = cli(*command, "study.n_trials=2")
     assert code == 0, err
-    assert f"the study began with code {former}, this is code" in err + caplog.text
+    assert f"the study began with commit {former}, this is " in err + caplog.text
     _, runs = find_runs(faulty)
     tags = {r.data.tags["lzsweep.trial"]: r.data.tags for r in runs}
-    assert tags["1"]["lzsweep.code.study_began_with"] == former
+    assert tags["1"]["lzsweep.code.study_began_with"] == f"commit {former}"
     assert "lzsweep.code.study_began_with" not in tags["0"]

@@ -271,4 +271,25 @@ def test_changed_code_is_told_from_committed_code(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("untracked")
     assert runs._git_tags(tmp_path) == clean
     (tmp_path / "code.py").write_text("a = 2")
-    assert runs._git_tags(tmp_path) == clean | {"lzsweep.git.dirty": "true"}
+    changed = runs._git_tags(tmp_path)
+    digest = changed.pop("lzsweep.git.changes")
+    assert changed == clean | {"lzsweep.git.dirty": "true"}
+    (tmp_path / "code.py").write_text("a = 3")
+    assert runs._git_tags(tmp_path)["lzsweep.git.changes"] != digest
+    (tmp_path / "code.py").write_text("a = 2")
+    assert runs._git_tags(tmp_path)["lzsweep.git.changes"] == digest
+
+
+def test_code_is_another_one_without_any_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it is where a wheel was installed: there only the versions tell."""
+    wheel = {"lzsweep.version.lzsweep": "1.0", "lzsweep.version.torch": "2.1", "lzsweep.host": "a"}
+    monkeypatch.setattr(runs, "code_version", lambda: wheel)
+    assert runs.changed_code({**wheel, "lzsweep.host": "b"}) is None
+    assert runs.changed_code({**wheel, "lzsweep.version.torch": "2.0"}) == (
+        "torch 2.0", "torch 2.1",
+    )  # fmt: skip
+    edited = {**wheel, "mlflow.source.git.commit": "abc", "lzsweep.git.changes": "12"}
+    assert runs.changed_code(edited) == (
+        "commit abc, uncommitted changes 12", "no commit, no uncommitted changes",
+    )  # fmt: skip
+    assert runs.changed_code({}) == ("no lzsweep, no torch", "lzsweep 1.0, torch 2.1")
