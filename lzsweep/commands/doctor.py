@@ -155,7 +155,7 @@ def _cluster(cfg: DictConfig) -> Iterator[Finding]:
     if problems or not cfg.worker.probe:
         return
     try:
-        problems = probe(cfg, Path.cwd())
+        problems = probe(cfg, Path(cfg.hydra.sweep.dir).absolute())
     except LzsweepError as error:
         problems = [str(error)]
     text = "the folder, the study database and MLflow are reached"

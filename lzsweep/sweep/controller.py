@@ -115,12 +115,6 @@ class Controller:
             if cfg.worker.dry_run:
                 print(self._workers(self._context, cfg).script(cfg.worker.count))
                 return
-            if (
-                self._is_slurm
-                and cfg.worker.probe
-                and (problems := probe(cfg, self._folder("").parent))
-            ):
-                raise ConfigError(problems)
             study = self._open(cfg, space, configs)
             self._queue(study, points)
         fault: BaseException | None = None
@@ -146,6 +140,8 @@ class Controller:
         uri = resolve_uri(cfg.tracking.uri)
         known = find_study(cfg.study.storage, name)
         folder = Path(known.record.folder) if known else self._folder(name)
+        if self._is_slurm and cfg.worker.probe and (problems := probe(cfg, folder)):
+            raise ConfigError(problems)
         live = sources(self._context.config_loader)
         record = self._record(space, configs, settings, folder)
         until = self._learn(name, record, known)

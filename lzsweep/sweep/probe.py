@@ -15,12 +15,16 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from lzsweep.errors import LzsweepError
-from lzsweep.sweep.slurm import Workers, call, cancel, queue, told
+from lzsweep.sweep.slurm import QUERY_S, Workers, call, cancel, queue, told
 
 PROBE_MIN = 5
 """Time limit of the probe, in minutes."""
 PROBE_PATIENCE_S = 120.0
 """Time that the probe may wait in the queue before nobody waits for it any longer."""
+LOOK_S = 2.0
+"""Time between two looks for what the probe writes."""
+SHOWN_S = 60.0
+"""Time after which a network filesystem shows what another machine wrote, attributes cached."""
 
 _logger = logging.getLogger(__name__)
 
@@ -90,15 +94,22 @@ def probe(cfg: DictConfig, folder: Path) -> list[str]:
 
     Args:
         cfg: the composed configuration; the probe runs as a worker of it would.
-        folder: that workers write; made if it is not there.
+        folder: of the study; where it is not there yet, its nearest parent that is stands for it.
 
     Raises:
         LzsweepError: the job cannot be submitted.
     """
     from submitit.core.utils import FailedJobError
 
-    own = folder / f".probe-{uuid.uuid4().hex[:8]}"
-    own.mkdir(parents=True)
+    there = next(place for place in (folder, *folder.parents) if place.is_dir())
+    own = there / f".probe-{uuid.uuid4().hex[:8]}"
+    try:
+        own.mkdir()
+    except OSError as error:
+        return [
+            f"the study's folder must be writable, but {there} is not: {error.strerror};"
+            " change to another folder or set hydra.sweep.dir"
+        ]
     params = {k: v for k, v in cfg.hydra.launcher.items() if k != "_target_"}
     executor = Workers(**{**params, "submitit_folder": str(own / "%j")}).executor()
     executor.update_parameters(timeout_min=PROBE_MIN, name="lzsweep-probe")
@@ -122,28 +133,37 @@ def probe(cfg: DictConfig, folder: Path) -> list[str]:
 
 
 def _await(job: Any, mark: Path) -> list[str]:
+    result: Path = job.paths.result_pickle
     began = time.monotonic()
-    while not job.paths.result_pickle.exists():
-        time.sleep(2.0)
+    while not _appears(result, QUERY_S):
         state = queue([job.job_id]).get(job.job_id)
-        waited = time.monotonic() - began
-        if state == "PENDING" and waited > PROBE_PATIENCE_S:
+        if state == "PENDING" and time.monotonic() - began > PROBE_PATIENCE_S:
             _logger.warning(
                 "the probe still waits in the queue, so nothing was asked from a compute node"
             )
             return []
-        if state is None and not job.paths.result_pickle.exists():
+        if state is None and not _appears(result, SHOWN_S):
             return [
                 f"a job on a compute node must end well, but the probe {job.job_id} left no result"
                 f" in {mark.parent}: {_last_words(job)}; start in a folder that all nodes share"
             ]
     problems: list[str] = job.result()
-    if not mark.exists():
+    if not _appears(mark, SHOWN_S):
         problems.append(
             f"the folder must be shared with the compute nodes, but what one wrote into"
             f" {mark.parent} is not seen here; start in a shared folder"
         )
     return problems
+
+
+def _appears(path: Path, patience_s: float) -> bool:
+    """Wait for what another machine writes; whether it came."""
+    give_up = time.monotonic() + patience_s
+    while not path.exists():
+        if time.monotonic() > give_up:
+            return False
+        time.sleep(LOOK_S)
+    return True
 
 
 def _last_words(job: Any) -> str:
