@@ -17,7 +17,7 @@ from lzsweep.errors import ConfigError, LzsweepError, nearest
 from lzsweep.explain import explain, target_problems
 from lzsweep.sweep.deciders import make_pruner, make_sampler
 from lzsweep.sweep.lesson import LEARNERS
-from lzsweep.sweep.probe import limit_problems
+from lzsweep.sweep.probe import gpus_asked, limit_problems
 from lzsweep.sweep.record import Resource
 from lzsweep.sweep.slots import devices_per_trial, find_slots
 from lzsweep.sweep.slurm import is_slurm
@@ -238,13 +238,12 @@ def _device_problems(cfg: DictConfig, configs: Sequence[Mapping[str, Any]]) -> l
         return []
     # What the compute nodes have is not what is seen here.
     find_slots(str(cfg.worker.slots), cfg.worker.slots_per_device)
-    n_gpus = launcher.get("gpus_per_node")
-    if n_gpus and n_gpus < n_devices:
-        return [
-            f"trainer.devices must not exceed the GPUs of a worker, but got {n_devices} and"
-            f" hydra.launcher.gpus_per_node={n_gpus}; set that to {n_devices} or more"
-        ]
-    return []
+    return [
+        f"trainer.devices must not exceed the GPUs of a worker, but got {n_devices} and"
+        f" hydra.launcher.{key} asks for {n_gpus}; ask for {n_devices} or more"
+        for key, n_gpus in gpus_asked(launcher).items()
+        if n_gpus < n_devices
+    ]
 
 
 def _distinct(configs: Sequence[Mapping[str, Any]], key: str) -> list[Any]:

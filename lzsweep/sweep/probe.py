@@ -38,6 +38,13 @@ def limit_problems(params: Mapping[str, Any]) -> list[str]:
     Raises:
         LzsweepError: the cluster does not answer.
     """
+    problems = []
+    if len(asked := gpus_asked(params)) > 1:
+        ways = ", ".join(f"hydra.launcher.{key} for {n}" for key, n in asked.items())
+        problems.append(
+            f"GPUs must be asked for in one way, but got {ways};"
+            " set the others to null, e.g. hydra.launcher.gpus_per_node=null"
+        )
     text = call("scontrol", "show", "partition", "--oneliner")
     partitions = {p["PartitionName"]: p for p in map(_fields, text.splitlines()) if p}
     name = params.get("partition")
@@ -45,10 +52,10 @@ def limit_problems(params: Mapping[str, Any]) -> list[str]:
         name = next((n for n, p in partitions.items() if p.get("Default") == "YES"), None)
         if name is None:
             return [
+                *problems,
                 "a cluster without a default partition needs hydra.launcher.partition, one of"
                 f" {', '.join(partitions)}"
             ]
-    problems = []
     for one in str(name).split(","):
         if one not in partitions:
             problems.append(
@@ -73,13 +80,15 @@ def _partition_problems(partition: Mapping[str, str], params: Mapping[str, Any])
         "sinfo", "--noheader", "--Node", f"--partition={name}", "--Format=CPUs:|,Memory:|,Gres:|"
     )
     rows = [line.split("|") for line in nodes.splitlines() if line.count("|") >= 3]
-    have = {
-        "gpus_per_node": max((count_gpus(row[2]) for row in rows), default=0),
-        "cpus_per_task": max((int(row[0]) for row in rows), default=0),
-        "mem_gb": max((int(row[1]) / 1024 for row in rows), default=0),
-    }
-    for key, most in have.items():
-        if (asked := params.get(key)) and asked > most:
+    n_gpus = max((count_gpus(row[2]) for row in rows), default=0)
+    n_cpus = max((int(row[0]) for row in rows), default=0)
+    mem_gb = max((int(row[1]) / 1024 for row in rows), default=0)
+    for key, asked, most in (
+        *((key, n, n_gpus) for key, n in gpus_asked(params).items()),
+        ("cpus_per_task", params.get("cpus_per_task"), n_cpus),
+        ("mem_gb", params.get("mem_gb"), mem_gb),
+    ):
+        if asked and asked > most:
             problems.append(
                 f"hydra.launcher.{key} must fit a node of partition {name}, whose largest has"
                 f" {most:g}, but got {asked}; lower it or choose another partition"
@@ -202,9 +211,21 @@ def look_around(mark: str, storage: str, uri: str) -> list[str]:
     return problems
 
 
+def gpus_asked(params: Mapping[str, Any]) -> dict[str, int]:
+    """The launcher's parameters that ask for GPUs of a node -> how many each of them asks for."""
+    n_tasks = params.get("tasks_per_node") or 1
+    asked = {
+        "gpus_per_node": params.get("gpus_per_node") or 0,
+        "gres": count_gpus(params.get("gres") or ""),
+        "gpus_per_task x tasks_per_node": (params.get("gpus_per_task") or 0) * n_tasks,
+    }
+    return {key: n for key, n in asked.items() if n}
+
+
 def count_gpus(gres: str) -> int:
-    """GPUs in the text of a node's generic resources: `gpu:a100:4(S:0-1),shard:8` has 4."""
-    return sum(int(n) for n in re.findall(r"(?:^|,)gpu(?::[^:,(]+)?:(\d+)", gres))
+    """GPUs in a text of generic resources: `gpu:a100:4(S:0-1),shard:8` has 4, `gpu:a100` has 1."""
+    words = [word.split(":") for word in re.sub(r"\(.*?\)", "", gres).split(",")]
+    return sum(int(w[-1]) if w[-1].isdigit() else 1 for w in words if w[0] == "gpu")
 
 
 def minutes(text: str) -> int | None:
