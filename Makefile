@@ -36,10 +36,10 @@ test-fast: install ## Run the tests that take seconds
 	$(PYTEST) -m "not slow and not engine and not gpu"
 
 test-cluster: install system-packages ## Run the tests on a Slurm of two nodes, which they start
-	$(PYTEST) tests/cluster
+	CI=true $(PYTEST) tests/cluster
 
 test-server: install system-packages ## Run the tests that start servers and a browser
-	$(PYTEST) -m server
+	CI=true $(PYTEST) -m server
 
 bench-data: install system-packages ## Measure reading, decoding and training beside named peers
 	$(BIN)/python -m benchmarks.data
