@@ -1,7 +1,7 @@
 """The time limit of a worker that is a job: what still fits into it, and how the job ends.
 
 A trial is worth starting if it can reach its next checkpoint, which is its first validation. How
-long that takes is judged by the trials of the study so far; while nothing is known, all fits.
+long that takes is judged by the trials of its network so far; while nothing is known, all fits.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import math
 import statistics
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from datetime import datetime
 
@@ -17,6 +18,7 @@ from lzsweep.errors import LzsweepError
 from lzsweep.sweep.record import Trial
 from lzsweep.sweep.signals import Signals
 from lzsweep.sweep.slurm import this_job
+from lzsweep.sweep.space import Point
 from lzsweep.sweep.study import Study
 
 EARLY_S = 60.0
@@ -99,12 +101,13 @@ class Walltime:
 
 
 def seconds_to_checkpoint(trials: Sequence[Trial]) -> float | None:
-    """Seconds from a trial's start to its next checkpoint, by those seen; None if unknown.
+    """Seconds from its start to its next checkpoint of the trial that is next; None if unknown.
 
-    The median over trials of time by validations; later attempts count neither way, because their
-    curve holds what earlier ones did.
+    By the trials of the same network that were seen so far, the median over them of time by
+    validations; the slowest network's where nobody has chosen yet which is next. Later attempts
+    count neither way, because their curve holds what earlier ones did.
     """
-    speeds = []
+    speeds: dict[Point, list[float]] = defaultdict(list)
     for trial in trials:
         if trial.attempt != 1 or not trial.curve:
             continue
@@ -112,5 +115,14 @@ def seconds_to_checkpoint(trials: Sequence[Trial]) -> float | None:
         if trial.state == "running" and trial.started:
             seconds = (datetime.now() - trial.started).total_seconds()
         if seconds:
-            speeds.append(seconds / len(trial.curve))
-    return statistics.median(speeds) if speeds else None
+            speeds[_network_of(trial)].append(seconds / len(trial.curve))
+    needed = {network: statistics.median(seen) for network, seen in speeds.items()}
+    queued = [trial for trial in trials if trial.state == "waiting"]
+    if queued:  # in the order in which they are claimed
+        return needed.get(_network_of(max(queued, key=lambda trial: trial.attempt > 1)))
+    return max(needed.values(), default=None)
+
+
+def _network_of(trial: Trial) -> Point:
+    """What is searched of the network, by which trials of a study differ most in speed."""
+    return frozenset((k, v) for k, v in trial.params.items() if k.partition(".")[0] == "network")

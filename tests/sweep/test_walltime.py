@@ -6,9 +6,11 @@ import threading
 from pathlib import Path
 
 import pytest
+from optuna.distributions import CategoricalDistribution
 
 from lzsweep.errors import LzsweepError
 from lzsweep.sweep.signals import Signals
+from lzsweep.sweep.space import Parameter, Space
 from lzsweep.sweep.study import Study
 from lzsweep.sweep.walltime import Walltime, seconds_to_checkpoint
 from tests.sweep.test_study import make_study, must_claim
@@ -61,6 +63,28 @@ def test_nothing_is_started_that_reaches_no_checkpoint(study: Study, ends: float
     assert Walltime(study, DELAY_S, clock=lambda: ends - DELAY_S - 201).has_room()
     walltime = Walltime(study, DELAY_S, clock=lambda: ends - DELAY_S - 199)
     assert not walltime.has_room()
+
+
+def test_each_network_is_judged_by_its_own_speed(tmp_path: Path) -> None:
+    network = CategoricalDistribution(["tiny", "big", "huge"])
+    space = Space((Parameter("network", network, "tiny,big,huge"),))
+    study = make_study(f"sqlite:///{tmp_path / 'networks.db'}", n_trials=9, space=space)
+
+    def train(name: str, train_s: float) -> None:
+        with study.lock():
+            study.enqueue([{"network": name}])
+        finish_one(study, train_s, n_validations=1)
+
+    train("tiny", 10.0)
+    train("big", 500.0)
+    assert seconds_to_checkpoint(study.trials()) == 500.0, "nobody knows which is next"
+    with study.lock():
+        study.enqueue([{"network": "huge"}])
+    assert seconds_to_checkpoint(study.trials()) is None, "of huge nothing was seen"
+    claim = must_claim(study)
+    study.report(claim, 1, 1.0)
+    assert study.retry(claim.trial, "preempted", max_retries=1)
+    assert seconds_to_checkpoint(study.trials()) is None, "later attempts count neither way"
 
 
 def test_without_a_job_there_is_always_room(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
