@@ -113,7 +113,7 @@ class Controller:
                 cfg, space, live, is_basic=self._is_basic, problems=[*problems, *missing, *faults]
             )
             if cfg.worker.dry_run:
-                print(self._workers(self._context, cfg).script(cfg.worker.count))
+                print("\n".join(self._workers(self._context, cfg).scripts(cfg.worker.count)))
                 return
             study = self._open(cfg, space, configs)
             self._queue(study, points)
@@ -310,13 +310,17 @@ class Controller:
         return workers
 
     def _submit(self, study: Study, workers: Workers, jobs: list[list[str]]) -> None:
+        ids: list[str] = []
         try:
-            ids = workers.submit(jobs)
+            for job in workers.submit(jobs):
+                study.add_jobs([job])  # at once, so that `stop` finds it if a later one is refused
+                ids.append(job)
         except LzsweepError:
-            if study.record.is_recorded and not any(t.state == "running" for t in study.trials()):
+            if ids:
+                self._say(f"job {', '.join(ids)} goes on; stop it: lzsweep stop {study.name}")
+            elif study.record.is_recorded and all(t.state != "running" for t in study.trials()):
                 close_parent(study.record.folder, self._config.tracking.uri, "KILLED")
             raise
-        study.add_jobs(ids)
         self._say(
             f"submitted {len(jobs)} workers of {study.name}: job {', '.join(ids)};"
             f" they log to {_shown(Path(study.record.folder) / '.submitit')}"

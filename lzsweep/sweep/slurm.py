@@ -14,9 +14,10 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import islice
 from typing import Any
 
 import tenacity
@@ -33,6 +34,8 @@ SUBMIT_PATIENCE_S = 900.0
 """Time a submission is retried while Slurm has no room for it."""
 COMMAND_S = 60.0
 """Time that one command of Slurm's may take."""
+MAX_REQUEUES = 1000
+"""How often a job is requeued after its time limit: always, as a worker goes on where it was."""
 
 # What passes, in the words of sbatch; everything else that it refuses is refused for good.
 _PASSING = re.compile(
@@ -55,30 +58,29 @@ def is_slurm(target: str) -> bool:
 class Workers(SlurmLauncher):
     """The stock launcher, but submitting returns."""
 
-    def submit(self, job_overrides: Sequence[Sequence[str]]) -> list[str]:
+    def submit(self, job_overrides: Sequence[Sequence[str]]) -> Iterator[str]:
         """Put one worker a list of overrides into the queue.
 
         As one job array, or as several where the site's MaxArraySize is smaller. What Slurm
         refuses for now (limits reached, no answer) is tried again for `SUBMIT_PATIENCE_S`.
 
-        Returns:
-            The ids of the jobs or arrays.
+        Yields:
+            The id of each job or array as soon as Slurm has it, since a later one may be refused.
 
         Raises:
-            UserError: Slurm refuses them for good.
+            UserError: Slurm refuses one for good.
         """
-        n_max = max_array_size()
-        numbered = list(enumerate(job_overrides))
-        parts = [numbered[n : n + n_max] for n in range(0, len(numbered), n_max)]
-        return [self._submit_array(part) for part in parts]
+        numbered = iter(enumerate(job_overrides))
+        for size in _array_sizes(len(job_overrides)):
+            yield self._submit_array(list(islice(numbered, size)))
 
-    def script(self, n_workers: int) -> str:
-        """The sbatch script of the array, as it would be submitted."""
-        executor = self.executor()._executor
-        if n_workers > 1:
-            executor.parameters["map_count"] = min(n_workers, max_array_size())
-        text: str = executor._make_submission_file_text(executor._submitit_command_str, "")
-        return text
+    def scripts(self, n_workers: int) -> Iterator[str]:
+        """The sbatch script of each array, as it would be submitted."""
+        for size in _array_sizes(n_workers):
+            executor = self.executor()._executor
+            if size > 1:
+                executor.parameters["map_count"] = size
+            yield executor._make_submission_file_text(executor._submitit_command_str, "")
 
     def executor(self) -> Any:
         """Submitit's executor with the parameters of `hydra.launcher`."""
@@ -87,6 +89,7 @@ class Workers(SlurmLauncher):
         base = set(OmegaConf.structured(BaseQueueConf).keys())
         at_start = {"max_num_timeout", "python"}
         params = {k: v for k, v in self.params.items() if k != "submitit_folder"}
+        params["max_num_timeout"] = MAX_REQUEUES
         try:
             executor = submitit.AutoExecutor(
                 folder=self.params["submitit_folder"],
@@ -136,6 +139,12 @@ class Workers(SlurmLauncher):
                 " worker.count"
             ) from error
         return str(submitted[0].job_id).partition("_")[0]
+
+
+def _array_sizes(n_workers: int) -> list[int]:
+    most = max_array_size()
+    n_full, rest = divmod(n_workers, most)
+    return [most] * n_full + [rest] * (rest > 0)
 
 
 def is_passing(text: str) -> bool:
