@@ -72,7 +72,7 @@ def _target(cfg: DictConfig) -> str:
 
 
 def _machine(cfg: DictConfig) -> Iterator[Finding]:
-    yield _gpus()
+    yield _gpus(cfg)
     yield _torch()
     yield _disk(Path.cwd())
     yield _answers(
@@ -81,9 +81,11 @@ def _machine(cfg: DictConfig) -> Iterator[Finding]:
     yield _answers("MLflow", redact(cfg.tracking.uri), lambda: check_server(cfg.tracking.uri))
 
 
-def _gpus() -> Finding:
+def _gpus(cfg: DictConfig) -> Finding:
     import pynvml
 
+    wanted = str(cfg.trainer.accelerator)
+    is_wanted = wanted in ("gpu", "cuda") and not is_slurm(_target(cfg))
     try:
         pynvml.nvmlInit()
         n_gpus = pynvml.nvmlDeviceGetCount()
@@ -93,6 +95,9 @@ def _gpus() -> Finding:
         driver = pynvml.nvmlSystemGetDriverVersion()
         return Finding("GPU", True, f"{n_gpus} ({', '.join(sorted(names))}), driver {driver}")
     except pynvml.NVMLError as error:
+        if is_wanted:
+            text = f"none here ({error}), but trainer.accelerator={wanted}; set trainer=cpu"
+            return Finding("GPU", False, text)
         return Finding("GPU", True, f"none here, trainings run on the CPU ({error})")
 
 
