@@ -54,7 +54,7 @@ def limit_problems(params: Mapping[str, Any]) -> list[str]:
             return [
                 *problems,
                 "a cluster without a default partition needs hydra.launcher.partition, one of"
-                f" {', '.join(partitions)}"
+                f" {', '.join(partitions)}",
             ]
     for one in str(name).split(","):
         if one not in partitions:

@@ -49,6 +49,8 @@ LAUNCHER = (
     "hydra.launcher.timeout_min=30",
     "worker.probe=false",
 )
+PROMPT_S = 60.0
+"""Time after which a command that waits for no job of the cluster hangs, on a slow machine."""
 SPY = "spy: {_target_: tests.cluster.spy.make_spy, pause_s: 0.0}\n"
 
 
@@ -130,7 +132,7 @@ class Shell:
     def said(self) -> str:
         return self._err.read_text() if self._err.exists() else ""
 
-    def done(self, timeout_s: float = 900) -> Done:
+    def done(self, timeout_s: float = PROMPT_S) -> Done:
         """Wait for the end of the command, then kill the shell and all that is left of it."""
         is_over = self._ended.poll(timeout_s)
         code: int = self._ended.recv() if is_over else -1
@@ -150,9 +152,9 @@ class Lab:
     uri: str
     folder: Path
 
-    def lzsweep(self, *arguments: str) -> Done:
+    def lzsweep(self, *arguments: str, timeout_s: float = PROMPT_S) -> Done:
         """Type a command line in a shell of its own: a fork, since imports take long."""
-        return self.shell(*arguments).done()
+        return self.shell(*arguments).done(timeout_s)
 
     def shell(self, *arguments: str) -> Shell:
         return Shell(self.folder, arguments)
@@ -191,10 +193,10 @@ class Lab:
         logs = sorted((self.folder / "multirun" / name / ".submitit").rglob("*.out"))
         return "\n".join(f"{p.name}: {p.read_text()[-3000:]}" for p in logs)
 
-    def seen(self, name: str) -> list[dict[str, str]]:
+    def seen(self, name: str) -> list[dict[str, Any]]:
         """What the trials saw: one record for each training that began or went on."""
         files = sorted((self.folder / "multirun" / name).glob("*/seen.jsonl"))
-        return [json.loads(line) for file in files for line in file.read_text().splitlines()]
+        return [seen for file in files for seen in read_seen(file.parent)]
 
     def check(self, name: str, n_trials: int, n_epochs: int) -> list[Trial]:
         """What must hold at the end of any sweep, whatever happened on the way."""
@@ -226,11 +228,16 @@ class Lab:
         return trials
 
 
+def read_seen(folder: Path) -> list[dict[str, Any]]:
+    """What a trial saw, one record for each time that it began or went on."""
+    return [json.loads(line) for line in (folder / "seen.jsonl").read_text().splitlines()]
+
+
 def check_resumed(folder: Path, n_ranks: int = 1) -> None:
     """Each attempt went on where the checkpoint was, none began anew."""
     log = (folder / "trial.log").read_text()
     assert log.count("epoch 0,") == n_ranks, folder
-    seen = [json.loads(line) for line in (folder / "seen.jsonl").read_text().splitlines()]
+    seen = read_seen(folder)
     for rank in range(n_ranks):
         steps = [s["step"] for s in seen if s["rank"] == rank]
         assert steps[0] == 0

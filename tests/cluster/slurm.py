@@ -164,7 +164,7 @@ class Cluster:
             "add cluster lzsweep",
             "add account lab",
             "add user root account=lab",
-            "add qos narrow set MaxSubmitJobsPerUser=3",
+            "add qos narrow set MaxSubmitJobsPerUser=23",
             "modify user root set qos+=narrow",
         ):
             self._succeeds("sacctmgr", "-i", *command.split())

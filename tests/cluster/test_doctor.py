@@ -13,7 +13,7 @@ def test_the_doctor_asks_from_a_compute_node(lab: Lab) -> None:
         "hydra.launcher.cpus_per_task=1",
     )  # fmt: skip
     well, ill = lab.shell(*command), lab.shell(*command, "tracking.uri=http://127.0.0.1:1")
-    done = well.done()
+    done = well.done(300)
     assert done.returncode == 0, done.stdout + done.stderr
     found = {f["check"]: f for f in json.loads(done.stdout)}
     assert list(found) == [
@@ -21,7 +21,7 @@ def test_the_doctor_asks_from_a_compute_node(lab: Lab) -> None:
     ]  # fmt: skip
     assert all(f["ok"] for f in found.values())
     assert lab.uri in found["MLflow"]["text"]
-    done = ill.done()
+    done = ill.done(300)
     assert not list(lab.folder.glob(".probe*"))
     assert done.returncode == 1
     found = {f["check"]: f for f in json.loads(done.stdout)}
@@ -34,15 +34,17 @@ def test_what_the_cluster_has_not_is_told_at_once(lab: Lab) -> None:
     done = lab.lzsweep(
         "submit", *QUICK, *LAUNCHER, "lr=0.02", "hydra.launcher.partition=urgent",
         "hydra.launcher.timeout_min=90", "hydra.launcher.gpus_per_node=3",
-        "hydra.launcher.cpus_per_task=9", "hydra.launcher.mem_gb=64",
+        "hydra.launcher.gres=gpu:4", "hydra.launcher.cpus_per_task=9", "hydra.launcher.mem_gb=64",
     )  # fmt: skip
     assert done.returncode == 2
     lines = done.stderr.splitlines()
-    assert len(lines) == 4
-    assert "timeout_min must not exceed the 60 min of partition urgent, but got 90" in lines[0]
-    assert "gpus_per_node must fit a node of partition urgent, whose largest has 2" in lines[1]
-    assert "cpus_per_task must fit" in lines[2]
-    assert "mem_gb must fit" in lines[3]
+    assert len(lines) == 6
+    assert "GPUs must be asked for in one way" in lines[0]
+    assert "timeout_min must not exceed the 60 min of partition urgent, but got 90" in lines[1]
+    assert "gpus_per_node must fit a node of partition urgent, whose largest has 2" in lines[2]
+    assert "gres must fit a node of partition urgent, whose largest has 2, but got 4" in lines[3]
+    assert "cpus_per_task must fit" in lines[4]
+    assert "mem_gb must fit" in lines[5]
     done = lab.lzsweep("submit", *QUICK, *LAUNCHER, "lr=0.02", "hydra.launcher.partition=big")
     assert done.returncode == 2
     assert "there are normal, gpu, urgent" in done.stderr

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.cluster.conftest import Lab, check_resumed
+from tests.cluster.conftest import Lab, check_resumed, read_seen
 
 N_EPOCHS = 20
 
@@ -35,11 +35,16 @@ def test_whatever_ends_a_job_its_trial_goes_on(lab: Lab) -> None:
     lab.until(lambda: all(t.attempt > 2 for t in lab.study("f").trials()), "both are retried")
     cluster.revive_node("n2")
     until_busy(lab, "f", f"{job}_0", f"{job}_1")
+    other, left = (cluster.jobs()[f"{job}_{n}"][1] for n in range(2))
+    workers = {t.number: str(t.worker) for t in lab.study("f").trials()}
+    (moved,) = [n for n, worker in workers.items() if worker.startswith(f"{left}:")]
     cluster.run("scancel", f"{job}_1")
     lab.until(lambda: f"{job}_1" not in cluster.jobs(), "it is gone; the other takes its trial")
     lab.hurry("f")
     lab.until_done("f")
     lab.check("f", 2, N_EPOCHS)
+    nodes = [seen["node"] for seen in read_seen(lab.folder / f"multirun/f/{moved}")]
+    assert nodes[-2:] == [left, other], "its trial goes on elsewhere"
     lab.until(lambda: len(lab.seen("t")) > 1, "its time is over and it goes on")
     lab.hurry("t")
     lab.until_done("t")

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
+import subprocess
+
 from tests.cluster.conftest import LAUNCHER, QUICK, Lab, check_resumed
+from tests.go.engine import PROJECT
 from tests.test_docs import COMMANDS, blocks
 
 
@@ -42,6 +46,11 @@ def test_a_sweep_outlives_its_shell_and_keeps_its_config(lab: Lab) -> None:
     (lab.folder / "conf/network/tiny.yaml").unlink()
     resumed = lab.lzsweep("resume", "s")
     assert resumed.returncode == 0, resumed.stderr
+    # On the other node meanwhile: one worker with a slot for each of its GPUs.
+    lab.submit(
+        "study.name=w", "lr=0.02,0.05", "trainer.max_epochs=2", "callbacks.spy.pause_s=0.5",
+        "hydra.launcher.gpus_per_node=2", "worker.slots=auto",
+    )  # fmt: skip
     cluster.run("scancel", foreign)
     lab.hurry("s")
     lab.until_done("s")
@@ -51,24 +60,34 @@ def test_a_sweep_outlives_its_shell_and_keeps_its_config(lab: Lab) -> None:
         check_resumed(folder, n_ranks=2)
     assert (lab.folder / "multirun/s/report/index.html").exists()
     assert "blocks: 2" in (lab.folder / "multirun/s/0/config.yaml").read_text()
+    lab.until_done("w")
+    lab.check("w", 2, n_epochs=2)
+    assert len(lab.study("w").jobs()) == 1
+    assert sorted(s["device"] for s in lab.seen("w")) == ["0", "1"]
 
 
 def test_what_the_limits_refuse_is_tried_again(lab: Lab) -> None:
     cluster = lab.cluster
-    for _ in range(3):
-        cluster.run("sbatch", "--qos=narrow", "--hold", "--output=/dev/null", "--wrap=sleep 1")
+    held = [
+        cluster.run(
+            "sbatch", "--parsable", "--qos=narrow", "--hold", "--output=/dev/null", "--wrap=true"
+        ).strip()
+        for _ in range(3)
+    ]  # fmt: skip
     shell = lab.shell(
-        "submit", *QUICK, *LAUNCHER, "study.name=q", "lr=0.02", "hydra.launcher.qos=narrow",
-        "+hydra.launcher.additional_parameters.hold=true",
+        "submit", *QUICK, *LAUNCHER, "study.name=q", "lr=0.02", "worker.count=21",
+        "hydra.launcher.qos=narrow", "+hydra.launcher.additional_parameters.hold=true",
     )  # fmt: skip
     lab.until(lambda: "Slurm does not take the workers yet" in shell.said(), "it is refused")
     assert "MaxSubmit" in shell.said()
-    cluster.run("scancel", "--qos=narrow", "--user=root")
-    done = shell.done()
+    (array,) = lab.study("q").jobs()  # of as many as an array may have here; noted already
+    cluster.run("scancel", *held)
+    done = shell.done(300)
     assert done.returncode == 0, done.stderr
-    out = done.stdout
-    job = out.split("job ")[1].split(";")[0]
-    assert list(cluster.jobs()) == [job]
+    first, last = lab.study("q").jobs()
+    assert first == array
+    assert f"submitted 21 workers of q: job {first}, {last};" in done.stdout
+    assert set(cluster.jobs()) == {*(f"{first}_{n}" for n in range(20)), last}
     assert lab.lzsweep("stop", "q").returncode == 0
     assert cluster.jobs() == {}
 
@@ -90,11 +109,27 @@ def test_the_script_is_shown_and_nothing_submitted(lab: Lab) -> None:
         "hydra.launcher.setup=[module load cuda]",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "#SBATCH --array=0-19%20" in done.stdout, "MaxArraySize is 20 here"
+    arrays = [w for w in done.stdout.splitlines() if w.startswith("#SBATCH --array=")]
+    assert [a.partition("=")[2] for a in arrays] == ["0-19%20", "0-19%20", "0-9%10"]
     assert "#SBATCH --gpus-per-node=1" in done.stdout
     assert "\nmodule load cuda\n" in done.stdout
     assert lab.cluster.jobs() == {}
     assert not (lab.folder / "multirun").exists()
+
+
+def test_make_submits_a_ready_made_sweep(lab: Lab) -> None:
+    make = ("make", "--no-print-directory", "-C", str(PROJECT), "--old-file=install", "submit")
+    told = subprocess.run(make, capture_output=True, text=True, check=False)
+    assert told.returncode == 2
+    assert "say which sweep of sweeps/: make submit SWEEP=cluster" in told.stdout
+    told = subprocess.run(
+        [*make, "-n", "SWEEP=cluster"], capture_output=True, text=True, check=True
+    )
+    program, *words = shlex.split(told.stdout.splitlines()[-1])
+    assert program.endswith("bin/lzsweep")
+    done = lab.lzsweep(*words, "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert "#SBATCH --array=0-7%8" in done.stdout
 
 
 def test_what_the_guide_says_of_a_site_is_submitted(lab: Lab) -> None:

@@ -16,9 +16,14 @@ def test_three_workers_on_both_nodes_each_with_its_own_gpu(lab: Lab) -> None:
     pair = start_pair(lab)
     done = lab.lzsweep(
         "-m", *QUICK, *LAUNCHER, "study.name=a", "lr=interval(0.01,0.1)", "study.n_trials=8",
-        "worker.count=3", "trainer.max_epochs=2", "callbacks.spy.pause_s=0.5",
+        "worker.count=3", "trainer.max_epochs=2", "callbacks.spy.pause_s=0.5", "worker.probe=true",
+        timeout_s=600,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr + lab.said("a")
+    probes = ("sacct", "--noheader", "--parsable2", "--allocations", "--name=lzsweep-probe")
+    folders = lab.cluster.run(*probes, "--starttime=now-1hour", "--format=WorkDir").splitlines()
+    assert folders.count(str(lab.folder)) == 1, "it was asked from a compute node first"
+    assert not list(lab.folder.rglob(".probe*"))
     assert "8 of 8 trials finished (8 complete)" in done.stdout
     lab.check("a", 8, n_epochs=2)
     seen = lab.seen("a")

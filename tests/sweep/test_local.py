@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -14,14 +13,13 @@ pytestmark = pytest.mark.slow
 
 @pytest.mark.parametrize("launcher", ["local", "joblib"])
 def test_workers_as_processes_of_this_machine(cli: Cli, work: Path, launcher: str) -> None:
-    if launcher == "joblib" and find_spec("hydra_plugins.hydra_joblib_launcher") is None:
-        pytest.skip("hydra-joblib-launcher is not installed")
     out = cli.sweep(
         "study.name=p", f"hydra/launcher={launcher}", "network=tiny", "lr=0.01,0.02,0.05",
-        "worker.count=1", "hydra/sweeper/pruner=none",
+        "worker.count=3", "hydra/sweeper/pruner=none",
     )  # fmt: skip
     assert "p: 3 of 3 trials finished (3 complete)" in out
     check_study(cli, work, "p", 3)
+    assert len(list((work / "multirun/p/workers").iterdir())) == 3
     if launcher == "joblib":
         return
     logs = list((work / "multirun/p/.submitit").rglob("*.out"))

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from lzsweep.commands import compose_sweep
-from lzsweep.errors import UserError
+from lzsweep.errors import LzsweepError, UserError
 from lzsweep.sweep import probe
 from lzsweep.sweep.probe import count_gpus, limit_problems, minutes
 from lzsweep.sweep.slurm import Workers, is_passing, is_slurm, this_job, told
@@ -85,7 +85,7 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "scontrol": f'[ "$2" = config ] && echo "MaxArraySize = 2" || echo "{partition}"',
         "sinfo": 'echo "4|64000|gpu:a100:2(S:0)|"; echo "8|64000|(null)|"',
         "srun": "",
-        "sbatch": 'cd "${0%/*}"; n=$(ls taken | wc -l)\n'
+        "sbatch": 'cd "${0%/*}"; echo "$1" >asked; n=$(ls taken | wc -l)\n'
         '[ $n -lt $(cat room) ] && touch taken/$n && echo "Submitted batch job 10$n" && exit\n'
         'echo "sbatch: error: Batch job submission failed: Invalid account" >&2; exit 1',
     }
@@ -107,7 +107,7 @@ def test_arrays_are_told_as_they_are_taken(slurm: Path) -> None:
     workers = Workers(**params_of())
     (slurm / "room").write_text("2")
     ids = []
-    with pytest.raises(UserError, match="must take the workers, but sbatch says: .*Invalid acc"):
+    with pytest.raises(UserError, match=r"must take the workers, but sbatch says: .*Invalid acc"):
         for job in workers.submit([["lr=1"]] * 5):
             ids.append(job)
     assert ids == ["100", "101"], "the third was refused for good"
@@ -149,6 +149,23 @@ def test_no_more_gpus_are_asked_for_than_a_node_has(
     problems = limit_problems(params_of(*short, *(f"hydra.launcher.{word}" for word in asked)))
     assert len(problems) == (told is not None), problems
     assert all(re.search(told, problem) for problem in problems if told)
+
+
+def test_the_probe_asks_in_the_folder_of_the_study(slurm: Path, tmp_path: Path) -> None:
+    """Not in its parent: on many sites that is `/scratch`, which nobody may write."""
+    cfg = compose_sweep(["hydra/launcher=slurm"])
+    own = tmp_path / "scratch/me"
+    own.mkdir(parents=True)
+    (slurm / "room").write_text("0")
+    for folder in (own, own / "new/study"):
+        with pytest.raises(LzsweepError, match=r"a probe must run first, but: .*Invalid account"):
+            probe.probe(cfg, folder)
+        script = Path((slurm / "asked").read_text().strip())
+        assert script.is_relative_to(own)
+        assert script.relative_to(own).parts[0].startswith(".probe-")
+        assert list(own.iterdir()) == []
+    (problem,) = probe.probe(cfg, Path("/proc/scratch/me"))
+    assert problem.startswith("the study's folder must be writable, but /proc is not: ")
 
 
 class Probed:
