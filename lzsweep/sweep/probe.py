@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import shutil
 import time
@@ -172,6 +173,8 @@ def _appears(path: Path, patience_s: float) -> bool:
         if time.monotonic() > give_up:
             return False
         time.sleep(LOOK_S)
+        with suppress(OSError):
+            os.listdir(path.parent)  # noqa: PTH208  # makes some clients ask their server again
     return True
 
 
