@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from lzsweep.errors import TrackingError, UserError
-from lzsweep.tracking.client import Gone, connect, judge, redact
+from lzsweep.tracking.client import Gone, Refused, connect, judge, redact
 from lzsweep.tracking.names import fit_tag
 
 CHAMPION = "champion"
@@ -120,5 +120,11 @@ def download_from_model(uri: str, model: str, path: str, scratch: Path) -> Path:
 
 
 def _is_missing(error: Exception) -> bool:
-    # An alias that is not there is an invalid value for MLflow.
-    return isinstance(judge(error), Gone) or "alias" in str(error).lower()
+    why = judge(error)
+    if isinstance(why, Gone):
+        return True
+    # MLflow calls an alias that is not there an invalid value. The text of a failed request names
+    # the endpoint `.../alias` too, so the text alone tells nothing.
+    code = getattr(error, "error_code", None)
+    is_invalid = isinstance(why, Refused) and code == "INVALID_PARAMETER_VALUE"
+    return is_invalid and "alias" in str(error).lower()
