@@ -74,6 +74,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     except KeyboardInterrupt:
         return _fail("stopped by Ctrl-C", 1)
+    except Exception as error:
+        # Whoever meets one has imported this; for all others it would take seconds.
+        storage = sys.modules.get("lzsweep.sweep.storage")
+        if storage is None or not isinstance(error, storage.DATABASE_ERRORS):
+            raise
+        return _fail(
+            f"the study database must answer, but says: {storage.first_line(error)}; its workers"
+            " wait for it; see that it runs and type the same command again",
+            1,
+        )
 
 
 def task(cfg: DictConfig) -> object:

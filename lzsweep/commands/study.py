@@ -39,7 +39,7 @@ from lzsweep.sweep.report import (
 )
 from lzsweep.sweep.seeds import log_of
 from lzsweep.sweep.slurm import cancel_pending, queue
-from lzsweep.sweep.storage import absolute_url
+from lzsweep.sweep.storage import absolute_url, patiently
 from lzsweep.sweep.studies import list_studies, open_study
 from lzsweep.sweep.study import Study
 from lzsweep.sweep.syntax import quoted
@@ -183,7 +183,7 @@ def watch(study: Name, storage: Storage = STUDIES_FILE) -> None:
     must_exist(storage)
     opened = open_study(storage, study)
     with suppress(KeyboardInterrupt), show_progress(opened, make_console()):
-        while not (opened.is_done() or opened.stopped()):
+        while not (patiently(opened.is_done) or patiently(opened.stopped)):
             time.sleep(1.0)
 
 

@@ -53,7 +53,7 @@ from lzsweep.sweep.signals import left_to_workers
 from lzsweep.sweep.slurm import Workers, is_slurm, told, wait
 from lzsweep.sweep.source import settle_space
 from lzsweep.sweep.space import Space, Value
-from lzsweep.sweep.storage import absolute_url
+from lzsweep.sweep.storage import absolute_url, patiently
 from lzsweep.sweep.studies import create_study, find_study
 from lzsweep.sweep.study import Study
 from lzsweep.sweep.syntax import fill, parse_space, quoted
@@ -334,10 +334,10 @@ class Controller:
                 self._say(_how_to_look(study))
             return
         with show_progress(study, self._console):
-            wait(ids, lambda: study.is_done() or bool(study.stopped()))
+            wait(ids, lambda: patiently(study.is_done) or bool(patiently(study.stopped)))
 
     def _sum_up(self, study: Study, fault: BaseException | None) -> None:
-        trials = study.trials()
+        trials = patiently(study.trials)
         counts = {s: sum(t.state == s for t in trials) for s in ("complete", "pruned", "failed")}
         n_finished = sum(counts.values())
         done = study.is_done(trials)

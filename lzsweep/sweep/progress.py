@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -49,7 +49,8 @@ def show_progress(study: Study, console: Console) -> Iterator[None]:
         finally:
             done.set()
             thread.join()
-            view.update(study.trials())
+            with suppress(DATABASE_ERRORS):  # else it would stand before what the body raised
+                view.update(study.trials())
 
 
 class _Lines:

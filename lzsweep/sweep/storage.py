@@ -7,14 +7,16 @@ made here shows one.
 
 from __future__ import annotations
 
+import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import filelock
 import sqlalchemy
+import tenacity
 from optuna.exceptions import ExperimentalWarning, StorageInternalError
 from optuna.storages import RDBStorage
 from sqlalchemy.engine import make_url
@@ -26,6 +28,13 @@ GRACE_S = 60
 """Silence after which a worker on another machine counts as lost."""
 DATABASE_ERRORS = (SQLAlchemyError, StorageInternalError)
 """What a database that does not answer raises."""
+PATIENCE_S = 3600.0
+"""Time that a lost database is waited for before a worker or a controller gives up."""
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_logger = logging.getLogger(__name__)
 
 
 def first_line(error: BaseException | None) -> str:
@@ -33,6 +42,25 @@ def first_line(error: BaseException | None) -> str:
     while error is not None and error.__cause__ is not None:
         error = error.__cause__
     return (str(error).strip().splitlines() or [""])[0]
+
+
+def patiently(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Call something that asks the study database, and wait while that does not answer.
+
+    Raises:
+        DATABASE_ERRORS: it did not answer for `PATIENCE_S`.
+    """
+    retrying = tenacity.Retrying(
+        retry=tenacity.retry_if_exception_type(DATABASE_ERRORS),
+        wait=tenacity.wait_random_exponential(max=10),
+        stop=tenacity.stop_after_delay(PATIENCE_S),
+        before_sleep=lambda state: _logger.warning(
+            "the study database does not answer: %s",
+            first_line(state.outcome.exception()) if state.outcome else "",
+        ),
+        reraise=True,
+    )
+    return retrying(call, *args, **kwargs)
 
 
 def absolute_url(url: str) -> str:

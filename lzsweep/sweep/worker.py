@@ -14,13 +14,12 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import tenacity
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
@@ -48,7 +47,7 @@ from lzsweep.sweep.seeds import (
 )
 from lzsweep.sweep.signals import Signals
 from lzsweep.sweep.slots import Slot, devices_per_trial, find_slots
-from lzsweep.sweep.storage import DATABASE_ERRORS, first_line
+from lzsweep.sweep.storage import DATABASE_ERRORS, first_line, patiently
 from lzsweep.sweep.studies import open_study
 from lzsweep.sweep.study import Study
 from lzsweep.sweep.trial import End, Report, Spec, Word, reason_of
@@ -63,12 +62,9 @@ CLAIM_S = (4.0, 8.0)
 """Time after which an idle slot tries to claim whatever it has seen: the budget may have grown."""
 WATCH_S = 5.0
 """Time between two heartbeats, and between two looks for lost workers."""
-DATABASE_PATIENCE_S = 3600.0
-"""Time a worker waits for a lost database before it gives up."""
 
 _NUMBER = re.compile(r"[-+]?\d+(\.\d+)?(e[-+]?\d+)?", re.IGNORECASE)
 _logger = logging.getLogger(__name__)
-_T = TypeVar("_T")
 
 
 def join(cfg: DictConfig) -> None:
@@ -438,19 +434,7 @@ class Worker:
             for run in (*open_seeds(folder), folder):
                 self._recorder.end(run, "FAILED", tags=tags, artifacts={WEIGHTS_FILE: ""})
 
-    def _patiently(self, call: Callable[..., _T], *args: Any, **kwargs: Any) -> _T:
-        """Call the study, waiting out a lost database."""
-        retrying = tenacity.Retrying(
-            retry=tenacity.retry_if_exception_type(DATABASE_ERRORS),
-            wait=tenacity.wait_random_exponential(max=10),
-            stop=tenacity.stop_after_delay(DATABASE_PATIENCE_S),
-            before_sleep=lambda state: _logger.warning(
-                "the study database does not answer: %s",
-                first_line(state.outcome.exception()) if state.outcome else "",
-            ),
-            reraise=True,
-        )
-        return retrying(call, *args, **kwargs)
+    _patiently = staticmethod(patiently)
 
 
 def _changed_code(record: Record) -> dict[str, str]:
