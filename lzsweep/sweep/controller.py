@@ -266,10 +266,11 @@ class Controller:
         ]
         # Where a path is meant it must hold in the job's folder as well; nothing else is copied,
         # because an address may hold a password.
-        for key in ("study.storage", "tracking.uri"):
-            url = absolute_url(OmegaConf.select(cfg, key))
-            if url.startswith("sqlite"):
-                job.append(f"{key}={quoted(url)}")
+        places = {
+            "study.storage": absolute_url(cfg.study.storage),
+            "tracking.uri": resolve_uri(cfg.tracking.uri),
+        }
+        job += [f"{key}={quoted(url)}" for key, url in places.items() if url.startswith("sqlite")]
         jobs = [job] * cfg.worker.count
         if self._is_slurm:
             self._submit(study, self._workers(frozen, cfg), jobs)
