@@ -49,7 +49,7 @@ def promote(
             f"a trial must have a run in MLflow to be promoted, but trial {chosen.number} of"
             f" {study} has none; the study was made with logger=none, or `lzsweep sync` is due"
         )
-    where = uri if "***" in opened.record.tracking_uri else opened.record.tracking_uri
+    where = opened.record.server(uri)
     check_server(where)
     known = model_name(name or study)
     address = f"models:/{known}@{CHAMPION}"

@@ -36,11 +36,9 @@ def report(
     must_exist(storage)
     opened = open_study(storage, study)
     folder = output or Path(opened.record.folder) / REPORT_NAME
-    recorded = opened.record.tracking_uri
     try:
         if output is None:
-            # What is recorded has no passwords; then who asks must say where the server is.
-            page = renew_report(opened, uri if "***" in recorded else recorded)
+            page = renew_report(opened, opened.record.server(uri))
         else:
             page = write_report(gather(opened, write_best(opened)), output)
     except OSError as error:

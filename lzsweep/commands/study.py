@@ -188,7 +188,7 @@ def watch(study: Name, storage: Storage = STUDIES_FILE) -> None:
 
 
 @app.command(epilog="Examples:  lzsweep stop demo   |   lzsweep stop demo && lzsweep resume demo")
-def stop(study: Name, storage: Storage = STUDIES_FILE) -> None:
+def stop(study: Name, storage: Storage = STUDIES_FILE, uri: Tracking = MLFLOW_FILE) -> None:
     """Stop a study wherever it runs: its trials write checkpoints, `resume` goes on from there."""
     must_exist(storage)
     opened = open_study(storage, study)
@@ -201,7 +201,7 @@ def stop(study: Name, storage: Storage = STUDIES_FILE) -> None:
         cancel_pending(jobs)
         print(f"what waits of job {', '.join(jobs)} was cancelled; what runs ends by itself")
         if not queue(jobs):  # so nobody is there who would close the run
-            finish_study(opened, os.environ.get("MLFLOW_TRACKING_URI", opened.record.tracking_uri))
+            finish_study(opened, opened.record.server(uri))
     print(f"{n_running} running trials write their checkpoints and go back to {study};")
     print(f"go on with it: lzsweep resume {study}")
 

@@ -26,6 +26,7 @@ from lzsweep.config import COSTS
 from lzsweep.errors import UserError
 from lzsweep.sweep.space import Value, shown_params
 from lzsweep.sweep.standing import Climb
+from lzsweep.tracking.client import HIDDEN, redact, resolve_uri
 
 State = Literal["complete", "pruned", "failed", "running", "waiting"]
 STATES: tuple[State, ...] = ("complete", "pruned", "failed", "running", "waiting")
@@ -113,6 +114,26 @@ class Record:
         """Which objective ranks a front: the first that is no cost, as for checkpoints."""
         return next((n for n, metric in enumerate(self.metrics) if metric not in COSTS), 0)
 
+    def server(self, given: str) -> str:
+        """The MLflow server that the runs of this study are on.
+
+        Args:
+            given: what the command line or the environment names. What is recorded has no
+                password, so where it had one, this is taken.
+
+        Raises:
+            UserError: it is needed, but names another server.
+        """
+        if HIDDEN not in self.tracking_uri:
+            return self.tracking_uri
+        if self.is_recorded and _bare(redact(resolve_uri(given))) != _bare(self.tracking_uri):
+            raise UserError(
+                f"this study logs to {self.tracking_uri}, whose password is not recorded, but the"
+                f" server given is {redact(given)}; set MLFLOW_TRACKING_URI to it, or its password"
+                " as MLFLOW_TRACKING_PASSWORD"
+            )
+        return given
+
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Record:
         lists = {"tree", "fixed", "metrics", "directions", "conf", "command"}
@@ -132,6 +153,10 @@ class Claim:
 
     trial: Trial
     row: int
+
+
+def _bare(uri: str) -> str:
+    return uri.replace(f"{HIDDEN}@", "")
 
 
 def trial_of(row: FrozenTrial) -> Trial:

@@ -23,6 +23,9 @@ from lzsweep.errors import TrackingError
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+HIDDEN = "***"
+"""What stands where a secret was."""
+
 _SQLITE = "sqlite:///"
 _USERINFO = re.compile(r"(?<=://)[^\s/?#'\"]*@")
 _SECRET_FIELD = re.compile(r"(?i)\b(password|passwd|pwd|token|secret|access_key)=[^&\s'\"]+")
@@ -57,7 +60,7 @@ class Gone(Refused):
 
 def redact(text: str) -> str:
     """Take passwords and tokens out of a URI or of any text that may hold one."""
-    return _SECRET_FIELD.sub(r"\1=***", _USERINFO.sub("***@", text))
+    return _SECRET_FIELD.sub(rf"\1={HIDDEN}", _USERINFO.sub(f"{HIDDEN}@", text))
 
 
 def resolve_uri(uri: str) -> str:

@@ -1,4 +1,4 @@
-"""`lzsweep watch` and the progress of a sweep, while the database answers and while it does not."""
+"""`lzsweep watch` and the progress of a sweep, while the database answers and while not."""
 
 from __future__ import annotations
 
