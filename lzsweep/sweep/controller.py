@@ -314,7 +314,8 @@ class Controller:
         ids: list[str] = []
         try:
             for job in workers.submit(jobs):
-                study.add_jobs([job])  # at once, so that `stop` finds it if a later one is refused
+                # At once, so that `stop` finds it if a later one is refused.
+                patiently(study.add_jobs, [job])
                 ids.append(job)
         except LzsweepError:
             if ids:
