@@ -27,6 +27,7 @@ from lzsweep.config import OwnConf, conf_dir, register_schemas
 from lzsweep.errors import LzsweepError, UserError, nearest
 from lzsweep.explain import explain
 from lzsweep.sweep.plugin import PullSweeper
+from lzsweep.tracking.client import redact
 
 _failed: list[LzsweepError | OmegaConfBaseException] = []
 
@@ -142,11 +143,11 @@ def _refuse_unknown_word(arguments: Sequence[str]) -> None:
 def _refuse_passwords(arguments: Sequence[str]) -> None:
     # What is typed ends in shell histories, process lists, saved configs and names of runs.
     for argument in arguments:
-        key, _, value = argument.partition("=")
-        if "://" in value and re.search(r"://[^/@:]*:[^/@]+@", value):
+        if re.search(r"://[^/@:]*:[^/@]+@|://\S*[?&](password|passwd|pwd)=[^&]", argument):
             raise UserError(
-                f"a password must not stand in a command line, but {key} holds one; put it into"
-                " PGPASSFILE or LZSWEEP_STORAGE, MLFLOW_TRACKING_PASSWORD or MLFLOW_TRACKING_URI"
+                f"a password must not stand in a command line, but {redact(argument)} holds one;"
+                " put it into PGPASSFILE or LZSWEEP_STORAGE, MLFLOW_TRACKING_PASSWORD or"
+                " MLFLOW_TRACKING_URI"
             )
 
 
