@@ -10,8 +10,10 @@ import errno
 import os
 import re
 import sys
+import traceback
 from collections.abc import Sequence
 from importlib import metadata
+from pathlib import Path
 
 import hydra
 from hydra._internal import utils as hydra_flags
@@ -53,6 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (HydraException, OmegaConfBaseException) as error:
         return _fail(explain(error), UserError.exit_code)
     except (PermissionError, FileExistsError, NotADirectoryError) as error:
+        if not _is_about_our_folders(error, arguments):
+            raise  # a user's module, or ours: the traceback says which
         return _fail(
             f"the folder must be writable, but {error.filename}: {error.strerror};"
             " change to another folder or set hydra.run.dir",
@@ -153,10 +157,26 @@ def _refuse_passwords(arguments: Sequence[str]) -> None:
 
 def _is_about_flags(error: ValueError) -> bool:
     # Hydra has no error of its own for flags that exclude each other, such as -m and --cfg.
-    last = error.__traceback__
-    while last is not None and last.tb_next is not None:
-        last = last.tb_next
-    return last is not None and last.tb_frame.f_globals.get("__name__") == hydra_flags.__name__
+    return _raiser(error) == hydra_flags.__name__
+
+
+def _raiser(error: BaseException) -> str:
+    """The module that raised an error, or that called `pathlib`, which did."""
+    frames = traceback.walk_tb(error.__traceback__)
+    names = [str(frame.f_globals.get("__name__")) for frame, _ in frames]
+    return next((name for name in reversed(names) if name.split(".")[0] != "pathlib"), "")
+
+
+def _is_about_our_folders(error: OSError, arguments: Sequence[str]) -> bool:
+    """Whether a file was refused where we write: in the working folder, or that of the run.
+
+    The latter Hydra makes. What a command was told to write may lie anywhere.
+    """
+    if not isinstance(error.filename, str):
+        return False
+    is_command = bool(arguments) and arguments[0] in NAMES
+    is_here = Path(error.filename).absolute().is_relative_to(Path.cwd())
+    return is_command or is_here or _raiser(error).startswith("hydra.")
 
 
 def _fail(text: str, code: int) -> int:

@@ -131,6 +131,31 @@ def test_a_folder_of_outputs_that_cannot_be_written(cli: Cli, work: Path) -> Non
     assert "the folder must be writable" in refused(cli, "network=tiny")
 
 
+def test_a_run_folder_elsewhere_that_cannot_be_made(cli: Cli, work: Path) -> None:  # noqa: F811
+    (work / "here").mkdir()
+    (work / "file").touch()
+    os.chdir("here")
+    err = refused(cli, "network=tiny", f"hydra.run.dir={work}/file/run")
+    assert f"the folder must be writable, but {work}/file" in err
+
+
+@pytest.mark.parametrize(
+    "error",
+    [PermissionError(13, "Permission denied", "/somewhere/games"), PermissionError("mine")],
+)
+def test_what_a_users_module_may_not_do_is_no_fault_of_the_folder(
+    cli: Cli,  # noqa: F811
+    error: PermissionError,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def run(cfg: object) -> None:
+        raise error
+
+    monkeypatch.setattr("lzsweep.train.run.run", run)
+    with pytest.raises(PermissionError, match=r"Permission denied|mine"):
+        cli("network=tiny")
+
+
 def test_a_folder_with_trials_of_a_study_that_is_gone(cli: Cli, work: Path) -> None:  # noqa: F811
     (work / "multirun/s/3").mkdir(parents=True)
     assert "holds trials of another one (3)" in refused(cli, *SWEEP)
