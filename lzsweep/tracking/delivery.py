@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from lzsweep.errors import TrackingError
-from lzsweep.tracking.client import Outage, reason, redact, resolve_uri
+from lzsweep.tracking.client import Outage, connect, reason, redact, resolve_uri
 from lzsweep.tracking.journal import JOURNAL_NAME
 from lzsweep.tracking.outbox import Blocked, is_delivered, take_turn
 
@@ -71,7 +71,8 @@ class SyncSummary:
 def sync(roots: Iterable[Path | str], uri: str) -> SyncSummary:
     """Deliver every journal below some folders.
 
-    A server that does not answer ends the attempt at once: the rest is left.
+    A server that answers nothing ends the attempt at once, and the rest is left. Where it is one
+    run that fails, such as a file that a proxy does not let through, the others are delivered.
     """
     found = {p.parent for root in roots for p in Path(root).rglob(JOURNAL_NAME)}
     unchanged = {f for f in found if is_delivered(f)}
@@ -92,7 +93,8 @@ def sync(roots: Iterable[Path | str], uri: str) -> SyncSummary:
         except Blocked as e:
             left[folder] = str(e)
         except Outage as e:
-            left[folder] = outage = str(e)
+            left[folder] = str(e)
+            outage = "" if _answers(uri) else str(e)
     return SyncSummary(tuple(delivered), tuple(sorted(unchanged)), left)
 
 
@@ -156,16 +158,18 @@ class Sender:
     def _round(self, folders: list[tuple[Path, _Followed]], closing: bool) -> bool:
         """Give each folder its turn. Returns whether something may be left."""
         left = False
-        try:
-            for folder, state in folders:
+        for folder, state in folders:
+            try:
                 while self._tend(folder, state, closing) == "more":
                     if len(folders) > 1:
                         left = True
                         break
-                left = left or state.left
-        except Outage as e:
-            self._note_outage(e)
-            return True
+            except Outage as e:
+                if not _answers(self._uri):
+                    self._note_outage(e)
+                    return True
+                self._note_blocked(folder, state, e)  # one run alone; the others go on
+            left = left or state.left
         if self._backoff_s:
             _logger.warning("MLflow at %s answers again", redact(self._uri))
             self._backoff_s = 0.0
@@ -212,6 +216,15 @@ class _Followed:
     size: int = -1  # Of the journal when it was last looked at.
     left: bool = True
     retry_at: float = 0.0  # Monotonic seconds.
+
+
+def _answers(uri: str) -> bool:
+    """Whether the server answers at all, so that what fails is one run's."""
+    try:
+        connect(uri).search_experiments(max_results=1)
+    except Exception:  # whatever stands in the way
+        return False
+    return True
 
 
 def _size(folder: Path) -> int:

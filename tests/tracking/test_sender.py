@@ -5,8 +5,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import requests
+from mlflow import MlflowClient
 
 from lzsweep.errors import TrackingError
 from lzsweep.tracking import delivery
@@ -177,6 +180,42 @@ def test_folder_that_mlflow_refuses_does_not_hold_up_others(
     assert sender.close(60) == [refused]
     assert time.monotonic() - began < 30
     assert "experiment 'in the bin' is deleted" in caplog.text
+
+
+@pytest.fixture
+def stuck(monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name of a file whose upload a proxy always gives up on."""
+    upload = MlflowClient.log_artifact
+
+    def log_artifact(self: MlflowClient, run_id: str, local_path: str, *rest: Any) -> None:
+        if Path(local_path).name == "stuck.bin":
+            raise requests.ReadTimeout("504 Gateway Timeout")
+        upload(self, run_id, local_path, *rest)
+
+    monkeypatch.setattr(MlflowClient, "log_artifact", log_artifact)
+    return "stuck.bin"
+
+
+def test_a_file_that_never_arrives_holds_up_no_other_run(
+    sqlite_uri: str, tmp_path: Path, stuck: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    folders = [write_run(tmp_path / "runs" / name) for name in "abc"]
+    for folder in folders[:2]:  # two of them, one after the other
+        (folder / stuck).touch()
+        with Journal(folder) as journal:
+            journal.artifact(stuck)
+    sender = Sender(sqlite_uri, interval_s=0.05)
+    for folder in folders:
+        sender.add(folder)
+    wait_for(lambda: is_delivered(folders[2]))
+    assert sender.close(0.5) == folders[:2]
+    assert "MLflow does not take the run of" in caplog.text
+    assert "Training goes on" not in caplog.text, "the server is well"
+    last = write_run(tmp_path / "runs" / "d")
+    summary = sync([tmp_path / "runs"], sqlite_uri)
+    assert summary.delivered == (last,)
+    assert set(summary.left) == set(folders[:2])
+    assert all("504" in why for why in summary.left.values())
 
 
 def test_sender_refuses_what_it_cannot_serve() -> None:
