@@ -56,7 +56,7 @@ class Recorder:
             name: in MLflow.
             params: what is compared.
             tags: besides those that say which code ran where.
-            config: the resolved configuration as YAML, uploaded once.
+            config: the resolved configuration as YAML; that of the first attempt is kept.
             parent_run_id: the run above this one.
             parent_folder: or its folder, where its id is not known yet.
 
@@ -64,7 +64,11 @@ class Recorder:
             OSError: the folder cannot be written, so nothing could be trained in it either.
         """
         with Journal(folder) as journal:
-            is_new = journal.status is None
+            if journal.status is None or not (folder / CONFIG_NAME).exists():
+                # Before the start, which is what tells the next attempt that all this was done.
+                aside = folder / f".{CONFIG_NAME}"
+                aside.write_text(redact(config))
+                aside.replace(folder / CONFIG_NAME)
             journal.start(
                 experiment=self._experiment,
                 name=name,
@@ -73,9 +77,7 @@ class Recorder:
                 parent_run_id=parent_run_id,
                 parent_folder=parent_folder,
             )
-            if is_new:
-                (folder / CONFIG_NAME).write_text(redact(config))
-                journal.artifact(CONFIG_NAME)
+            journal.artifact(CONFIG_NAME)  # once more does no harm, and may be the first time
         self._sender.add(folder)
 
     def follow(self, folder: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from lzsweep.tracking.client import connect
+from lzsweep.tracking.journal import Journal
 from lzsweep.tracking.outbox import run_id_of
 from lzsweep.tracking.recorder import Recorder
 
@@ -45,6 +46,31 @@ def test_the_end_of_a_run_waits_for_room_on_the_disk(
     run = connect(sqlite_uri).get_run(run_id_of(small_disk) or "")
     assert run.info.status == "FAILED"
     assert run.data.tags["lzsweep.reason"] == "x" * 4096
+
+
+@pytest.mark.parametrize("call", ["start", "artifact"])
+def test_the_config_is_kept_whenever_its_first_attempt_died(
+    call: str, sqlite_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(*args: object, **kwargs: object) -> None:
+        raise KeyboardInterrupt
+
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "config.yaml").write_text("of something else")
+    recorder = Recorder(sqlite_uri, "exp", 0)
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, call, die)
+        with pytest.raises(KeyboardInterrupt):
+            recorder.start(folder, name="a", params={}, tags={}, config="lr: 0.1")
+    later = "lr: 0.2" if call == "artifact" else "lr: 0.1"
+    recorder.start(folder, name="a", params={}, tags={}, config=later)
+    recorder.end(folder, "FINISHED")
+    recorder.close()
+    assert (folder / "config.yaml").read_text() == "lr: 0.1"
+    client = connect(sqlite_uri)
+    uploaded = client.download_artifacts(run_id_of(folder) or "", "config.yaml", str(tmp_path))
+    assert Path(uploaded).read_text() == "lr: 0.1"
 
 
 def test_what_never_began_is_not_ended(sqlite_uri: str, tmp_path: Path) -> None:
