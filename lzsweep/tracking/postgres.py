@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import time
@@ -132,7 +133,8 @@ def running(place: Place, superuser_password: str, databases: list[Database]) ->
                 _ensure(connection, database)
         yield
     finally:
-        _stop(psutil.Process(process.pid)) if process.poll() is None else None
+        if process.poll() is None:
+            _stop(psutil.Process(process.pid))
 
 
 def connect(place: Place, database: str, owner: str, *, timeout_s: int = 10) -> psycopg.Connection:
@@ -154,7 +156,8 @@ def _initialise(folder: Path, password: str) -> None:
     if (folder / "PG_VERSION").exists():
         return
     aside = folder.with_name(f"{folder.name}.new")
-    subprocess.run(["rm", "-rf", "--", aside], check=True)
+    if aside.exists():
+        shutil.rmtree(aside)
     secret = folder.with_name(f"{folder.name}.pw")
     write_secret(secret, password)
     try:
@@ -210,8 +213,14 @@ def _stop(process: psutil.Process) -> None:
         try:
             process.wait(STOP_S)
         except psutil.TimeoutExpired:
-            process.send_signal(signal.SIGQUIT)
-            process.wait(STOP_S)
+            process.send_signal(signal.SIGQUIT)  # "immediate": it repairs itself at the next start
+            try:
+                process.wait(STOP_S)
+            except psutil.TimeoutExpired as error:
+                raise LzsweepError(
+                    f"PostgreSQL (process {process.pid}) does not stop within {2 * STOP_S:g} s;"
+                    " see what holds it, such as a disk that does not answer, and stop it by hand"
+                ) from error
 
 
 def _await(process: subprocess.Popen[bytes], place: Place, log: Path) -> None:

@@ -142,8 +142,7 @@ def open_home(folder: Path) -> Iterator[Home]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         folder.chmod(0o700)
-        lock = filelock.FileLock(folder / "lock", timeout=0)
-        lock.acquire()
+        lock = filelock.FileLock(folder / "lock", timeout=0).acquire()
     except filelock.Timeout as error:
         raise UserError(
             f"a server's folder is served by one process, but another one has {folder}; stop it"
