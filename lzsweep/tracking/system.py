@@ -67,7 +67,7 @@ class SystemSampler:
             watched = self._watched.pop(Path(folder).absolute(), None)
         if watched:
             self._sample(watched)
-            watched.journal.close()
+            watched.close()
 
     def close(self) -> None:
         """Stop; the thread ends at its next wake-up."""
@@ -77,9 +77,10 @@ class SystemSampler:
 
     def _run(self) -> None:
         while not self._stop.wait(self._interval_s):
-            with self._lock:
-                for watched in self._watched.values():
-                    self._sample(watched)
+            with self._lock:  # not while sampling: a driver may take its time, and slots wait here
+                all_watched = list(self._watched.values())
+            for watched in all_watched:
+                self._sample(watched)
 
     def _sample(self, watched: _Watched) -> None:
         try:
@@ -115,14 +116,24 @@ class _Watched:
         self._gpus = _open_gpus(devices)
         self._cpu_s = 0.0
         self._at_s = 0.0
+        self._lock = threading.Lock()
+        self._is_closed = False
 
     def sample(self) -> None:
-        values = self._host.values() | self._process_values()
-        for i, gpu in enumerate(self._gpus):
-            for name, value in _gpu_values(gpu).items():
-                values[f"system/gpu_{i}_{name}"] = value
-        seconds = int(time.time() - self.journal.began_ms / 1000)
-        self.journal.metrics(seconds, values)
+        with self._lock:
+            if self._is_closed:
+                return
+            values = self._host.values() | self._process_values()
+            for i, gpu in enumerate(self._gpus):
+                for name, value in _gpu_values(gpu).items():
+                    values[f"system/gpu_{i}_{name}"] = value
+            seconds = int(time.time() - self.journal.began_ms / 1000)
+            self.journal.metrics(seconds, values)
+
+    def close(self) -> None:
+        with self._lock:
+            self._is_closed = True
+            self.journal.close()
 
     def _process_values(self) -> dict[str, float]:
         cpu_s, memory = 0.0, 0

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 import types
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lzsweep.tracking.journal import JOURNAL_NAME, Journal, read_records
-from lzsweep.tracking.system import SystemSampler
+from lzsweep.tracking.system import SystemSampler, _Watched
 
 
 def _values(folder: Path) -> list[dict[str, float]]:
@@ -81,6 +82,32 @@ def test_gpus_of_the_trial_are_numbered_from_zero(
         "system/gpu_1_percent": 90,
         "system/gpu_1_memory_gb": 2,
     }
+
+
+def test_a_driver_that_takes_its_time_holds_up_no_other_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, go_on = threading.Event(), threading.Event()
+    sample = _Watched.sample
+
+    def wait(self: _Watched) -> None:
+        if self.journal.folder.name == "slow" and threading.current_thread().name == "system":
+            asked.set()
+            assert go_on.wait(60)
+        sample(self)
+
+    monkeypatch.setattr(_Watched, "sample", wait)
+    sampler = SystemSampler(interval_s=0.01)
+    sampler.add(tmp_path / "slow", devices=[])
+    assert asked.wait(60)
+    other = threading.Thread(target=lambda: sampler.add(tmp_path / "other", devices=[]))
+    other.start()
+    other.join(60)
+    assert not other.is_alive()
+    sampler.remove(tmp_path / "other")
+    assert _values(tmp_path / "other")
+    go_on.set()
+    sampler.close()
 
 
 def test_nothing_that_fails_is_raised(tmp_path: Path) -> None:
