@@ -181,6 +181,13 @@ def run_trial(spec: Spec, pipe: Connection) -> None:
         sys.stderr.flush()
 
 
+def take_device(mask: str) -> None:
+    """Let CUDA, which must not have begun yet, see these devices of this machine alone."""
+    os.environ["CUDA_VISIBLE_DEVICES"] = mask
+    # Numbered as by NVML, which counted them; by itself CUDA calls the fastest one 0.
+    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
+
+
 def kill_session(session: int) -> None:
     """Kill the processes of a session but this one: a trial's, and what it has started."""
     for pid in psutil.pids():
@@ -235,7 +242,7 @@ def _train(spec: Spec, folder: Path, link: Link, began: float) -> End:
     from lzsweep.train.module import NonFiniteLossError
 
     if spec.device is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = spec.device
+        take_device(spec.device)
     if spec.threads:
         torch.set_num_threads(spec.threads)
         os.environ["OMP_NUM_THREADS"] = str(spec.threads)  # else Lightning sets it, on devices

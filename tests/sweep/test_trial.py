@@ -14,7 +14,13 @@ from multiprocessing.connection import Connection
 import psutil
 import pytest
 
-from lzsweep.sweep.trial import NonFinite, check_finite, die_with_forkserver, reason_of
+from lzsweep.sweep.trial import (
+    NonFinite,
+    check_finite,
+    die_with_forkserver,
+    reason_of,
+    take_device,
+)
 
 
 def _hang(pipe: Connection) -> None:
@@ -41,6 +47,19 @@ def test_a_hanging_trial_ends_with_its_worker() -> None:
     worker.join()
     _, alive = psutil.wait_procs([trial], timeout=60)
     assert not alive
+
+
+@pytest.mark.parametrize(("before", "order"), [("", "PCI_BUS_ID"), ("FASTEST_FIRST",) * 2])
+def test_a_device_is_the_one_that_was_counted(
+    before: str, order: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("CUDA_DEVICE_ORDER", "CUDA_VISIBLE_DEVICES"):
+        monkeypatch.setenv(name, before)
+    if not before:
+        del os.environ["CUDA_DEVICE_ORDER"]
+    take_device("1,3")
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "1,3"
+    assert os.environ["CUDA_DEVICE_ORDER"] == order, "what a user has set stays"
 
 
 def test_a_full_disk_is_told_with_its_place() -> None:
