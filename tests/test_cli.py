@@ -63,6 +63,7 @@ def refused(run: Cli, *arguments: str) -> str:
         ([*SWEEP, "study.n_trials=0"], "study.n_trials must be at least 1, but got 0"),
         ([*SWEEP, "study.storage=lzsweep.db"], "must be the URL of a database"),
         ([*SWEEP, "study.storage=sqlite:///mlflow.db"], "must be two databases"),
+        ([*SWEEP, "study.storage='sqlite:///:memory:'"], "a file, which its workers share"),
         ([*SWEEP, "study.storage=postgresql://me:pw@host/x"], "must not stand in a command line"),
         (["tracking.uri=http://me:pw@host"], "but tracking.uri=http://***@host holds one"),
         (["list", "--storage", "postgresql://me:pw@host/x"], "must not stand in a command line"),

@@ -53,7 +53,7 @@ def test_mistakes_are_one_line(cli: Cli, work: Path) -> None:  # noqa: F811
     def told(*arguments: str) -> str:
         return refused(cli, "export", *arguments, "-o", "net.txt")
 
-    assert "there is no study database lzsweep.db" in told("demo")
+    assert "there is no study database sqlite:///lzsweep.db" in told("demo")
     assert "must exist at outputs/x" in told("outputs/x")
     assert "must exist at x.ckpt" in told("x.ckpt")
     (work / "run").mkdir()

@@ -20,7 +20,7 @@ from lzsweep.errors import LzsweepError
 from lzsweep.sweep.probe import limit_problems, probe
 from lzsweep.sweep.report import make_console
 from lzsweep.sweep.slurm import call, is_slurm
-from lzsweep.sweep.storage import open_storage, shown_url
+from lzsweep.sweep.storage import is_there, open_storage, shown_url
 from lzsweep.tracking.client import redact
 from lzsweep.tracking.runs import check_server
 
@@ -136,8 +136,7 @@ def _disk(folder: Path) -> Finding:
 
 
 def _see_database(url: str) -> None:
-    file = url.removeprefix("sqlite:///")
-    if file == url or Path(file).exists():  # to open one that is not there would make it
+    if is_there(url):
         open_storage(url)
 
 

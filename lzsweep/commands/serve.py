@@ -22,7 +22,7 @@ from lzsweep.tracking.backup import (
     restore_databases,
     restore_files,
 )
-from lzsweep.tracking.client import redact, resolve_uri
+from lzsweep.tracking.client import redact, resolve_uri, sqlite_file
 from lzsweep.tracking.postgres import running
 from lzsweep.tracking.runs import check_server
 from lzsweep.tracking.server import MAX_UPLOAD_BYTES, ServerOptions, listen, serve
@@ -269,11 +269,12 @@ class _Saved:
     def _files(self) -> dict[str, Path]:
         files = {}
         for name, url in ((MLFLOW, self.database), (STUDIES, self.storage)):
-            if not url.startswith("sqlite:///"):
+            file = sqlite_file(url)
+            if file is None:
                 raise UserError(
                     f"without --shared databases are SQLite files, but got {redact(url)}"
                 )
-            files[name] = Path(url.removeprefix("sqlite:///"))
+            files[name] = file
         return files
 
 

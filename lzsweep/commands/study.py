@@ -43,6 +43,7 @@ from lzsweep.sweep.storage import absolute_url, patiently
 from lzsweep.sweep.studies import list_studies, open_study
 from lzsweep.sweep.study import Study
 from lzsweep.sweep.syntax import quoted
+from lzsweep.tracking.client import sqlite_file
 from lzsweep.tracking.delivery import sync as deliver_all
 
 Name = Annotated[str, typer.Argument(metavar="STUDY", help="Name of the study; see `list`.")]
@@ -232,10 +233,10 @@ def resume(
 
 
 def must_exist(storage: str) -> None:
-    # Opening would create an empty database, and a typo would leave a file behind.
-    path = storage.removeprefix("sqlite:///")
-    if path != storage and not Path(path).exists():
+    """Refuse a study database that is not there, instead of making an empty one."""
+    file = sqlite_file(storage)
+    if file and not file.exists():
         raise UserError(
-            f"the study database must exist, but there is no {path} in {Path.cwd()};"
+            f"the study database must exist, but there is no {file.name} in {file.parent};"
             " go to the folder where the sweep was started, or set --storage"
         )

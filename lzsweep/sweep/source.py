@@ -28,7 +28,6 @@ KEPT = Path("outputs/networks")
 """Where networks are kept that a training started from by name."""
 
 _RUN_ID = re.compile(r"[0-9a-f]{32}")
-_SQLITE = "sqlite:///"
 _MODEL = "models:/"
 _SUFFIXES = (".ckpt", ".txt", ".gz")
 
@@ -132,24 +131,22 @@ def _is_nowhere(what: str, storage: str) -> bool:
     """Whether a word with a `/` in it, which may be a path, names no study."""
     if "/" not in what:
         return False
-    path = storage.removeprefix(_SQLITE)
-    if path != storage and not Path(path).exists():
-        return True
+    from lzsweep.sweep.storage import is_there
     from lzsweep.sweep.studies import find_study
 
-    return find_study(storage, what) is None
+    return not is_there(storage) or find_study(storage, what) is None
 
 
 def _of_study(name: str, number: int | None, storage: str, uri: str, scratch: Path) -> Path:
-    path = storage.removeprefix(_SQLITE)
-    if path != storage and not Path(path).exists():
-        raise UserError(
-            f"{name} must be a checkpoint, a run's folder, an MLflow run or a study, but nothing"
-            f" here has this name, and there is no study database {path}; go to where it lies, or"
-            " set --storage (of a training: study.storage)"
-        )
+    from lzsweep.sweep.storage import is_there, shown_url
     from lzsweep.sweep.studies import open_study
 
+    if not is_there(storage):
+        raise UserError(
+            f"{name} must be a checkpoint, a run's folder, an MLflow run or a study, but nothing"
+            f" here has this name, and there is no study database {shown_url(storage)}; go to"
+            " where it lies, or set --storage (of a training: study.storage)"
+        )
     study = open_study(storage, name)
     return trial_source(study, choose_trial(study, number), uri, scratch)
 
@@ -173,9 +170,7 @@ def trial_source(study: Study, trial: Trial, uri: str, scratch: Path) -> Path:
         # Trained on another machine, or cleared away; MLflow keeps the best.
         if trial.run_id is None:
             raise
-    recorded = study.record.tracking_uri
-    # What is recorded has no passwords; then who asks must say where the server is.
-    return _download(trial.run_id, uri if "***" in recorded else recorded, scratch)
+    return _download(trial.run_id, study.record.server(uri), scratch)
 
 
 def choose_trial(study: Study, number: int | None) -> Trial:

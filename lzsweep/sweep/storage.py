@@ -11,7 +11,6 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import filelock
@@ -23,6 +22,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from lzsweep.errors import UserError
+from lzsweep.tracking.client import sqlite_file
 
 GRACE_S = 60
 """Silence after which a worker on another machine counts as lost."""
@@ -76,11 +76,25 @@ def absolute_url(url: str) -> str:
             f"study.storage must be the URL of a database, but got {url!r};"
             " write sqlite:///FILE or postgresql://USER@HOST/DATABASE"
         ) from error
-    if parsed.drivername == "sqlite" and parsed.database:
-        return f"sqlite:///{Path(parsed.database).absolute()}"
+    if file := sqlite_file(url):
+        parsed = parsed.set(database=str(file))
+    elif parsed.get_backend_name() == "sqlite":
+        raise UserError(
+            f"study.storage must be a file, which its workers share, but got {url!r};"
+            " write sqlite:///FILE"
+        )
     if parsed.drivername in ("postgresql", "postgres"):
         parsed = parsed.set(drivername="postgresql+psycopg")
     return parsed.render_as_string(hide_password=False)
+
+
+def is_there(url: str) -> bool:
+    """Whether there is such a database; of a server nobody knows before it is asked.
+
+    To open a SQLite file that is not there makes it, and a typo would leave it behind.
+    """
+    file = sqlite_file(url)
+    return file is None or file.exists()
 
 
 def shown_url(url: str) -> str:
@@ -94,14 +108,14 @@ def shown_url(url: str) -> str:
 def open_storage(url: str) -> RDBStorage:
     try:
         url = absolute_url(url)
-        is_sqlite = url.startswith("sqlite")
-        if is_sqlite and not Path(url.removeprefix("sqlite:///")).parent.is_dir():
+        file = sqlite_file(url)
+        if file and not file.parent.is_dir():
             raise UserError(
                 f"the folder of the study database must exist, but {shown_url(url)} lies in none;"
                 " make it or set study.storage"
             )
         kwargs: dict[str, Any] = (
-            {"connect_args": {"timeout": 60}} if is_sqlite else {"pool_pre_ping": True}
+            {"connect_args": {"timeout": 60}} if file else {"pool_pre_ping": True}
         )
         # Optuna creates its tables without a lock, and two first workers would collide.
         once = sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool)  # keeps no connection
@@ -118,7 +132,7 @@ def open_storage(url: str) -> RDBStorage:
             f"the study database must answer, but {shown_url(url)} says:"
             f" {first_line(error)}; start it or set study.storage"
         ) from error
-    if is_sqlite:
+    if file:
         _begin_immediate(storage.engine)
     storage.engine.dispose()  # setting up took several connections, work takes one
     return storage

@@ -69,9 +69,9 @@ def resolve_uri(uri: str) -> str:
     Raises:
         TrackingError: It is neither http(s) nor a SQLite file.
     """
-    if uri.startswith(_SQLITE) and ":memory:" not in uri and len(uri) > len(_SQLITE):
-        path, _, options = uri.removeprefix(_SQLITE).partition("?")
-        return f"{_SQLITE}{Path(path).expanduser().absolute()}{options and '?' + options}"
+    if file := sqlite_file(uri):
+        _, mark, options = uri.partition("?")
+        return f"{_SQLITE}{file}{mark}{options}"
     parts = urlsplit(uri)
     if parts.scheme in ("http", "https") and parts.hostname:
         return uri.rstrip("/")
@@ -81,11 +81,12 @@ def resolve_uri(uri: str) -> str:
     )
 
 
-def sqlite_file(uri: str) -> Path | None:
-    """The database file of a SQLite tracking URI, None for a server."""
-    if not uri.startswith(_SQLITE):
+def sqlite_file(url: str) -> Path | None:
+    """The file of a SQLite database, absolute; None where a server is meant, or no file."""
+    path = url.removeprefix(_SQLITE).partition("?")[0]
+    if not url.startswith(_SQLITE) or not path or ":memory:" in path:
         return None
-    return Path(resolve_uri(uri).removeprefix(_SQLITE).partition("?")[0])
+    return Path(path).expanduser().absolute()
 
 
 def connect(uri: str) -> MlflowClient:
