@@ -97,6 +97,27 @@ def test_all_problems_come_at_once(cli: Cli) -> None:  # noqa: F811
     assert "val/x" in err
     assert "worker.count is 3" in err
     assert "nowhere" in err
+    err = refused(
+        cli, "-m", "study.name=s", "network=tiny", "lr=interval(0.1,1)", "study.warm_start=gone",
+        "study.max_time=soon", "study.patience=0", "study.max_retries=-1", "study.target=nan",
+        "worker.trial_timeout=0", "worker.trial_memory_gb=-1", "study.max_device_hours=0",
+        "worker.count=0", "tracking.uri=ftp://x",
+        "study.max_same_errors=0",
+    )  # fmt: skip
+    for told in (
+        "there is no 'gone' in it",
+        "study.max_time must be seconds or DD:HH:MM:SS, but got 'soon'",
+        "study.patience must be at least 1, but got 0",
+        "study.max_retries must be at least 0, but got -1",
+        "study.max_same_errors must be at least 1, but got 0",
+        "study.target must be a finite number, but got nan",
+        "worker.trial_timeout must be above 0, but got 0",
+        "worker.trial_memory_gb must be above 0, but got -1",
+        "study.max_device_hours must be above 0, but got 0",
+        "worker.count must be at least 1, but got 0",
+        "ftp://x",
+    ):
+        assert told in err
 
 
 def test_an_mlflow_server_that_does_not_answer(cli: Cli) -> None:  # noqa: F811

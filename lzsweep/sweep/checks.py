@@ -3,29 +3,31 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, get_args
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.errors import HydraException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lzsweep.config import METRICS, WEIGHTED, compose, objectives
 from lzsweep.errors import ConfigError, LzsweepError, nearest
 from lzsweep.explain import explain, target_problems
+from lzsweep.sweep.budget import parse_time
 from lzsweep.sweep.deciders import make_pruner, make_sampler
-from lzsweep.sweep.lesson import LEARNERS
+from lzsweep.sweep.lesson import LEARNERS, find_teacher
 from lzsweep.sweep.probe import gpus_asked, limit_problems
 from lzsweep.sweep.record import Resource
 from lzsweep.sweep.slots import devices_per_trial, find_slots
 from lzsweep.sweep.slurm import is_slurm
 from lzsweep.sweep.space import Space
 from lzsweep.sweep.standing import pruner_problem
-from lzsweep.sweep.storage import absolute_url, first_line
+from lzsweep.sweep.storage import absolute_url, first_line, network_mount
 from lzsweep.sweep.syntax import probe_points
-from lzsweep.tracking.client import resolve_uri
+from lzsweep.tracking.client import resolve_uri, sqlite_file
 from lzsweep.tracking.recorder import has_recorder
 from lzsweep.tracking.runs import check_server
 from lzsweep.train.run import prepare_data
@@ -33,6 +35,24 @@ from lzsweep.train.source import check_init_from
 
 GRID_LIMIT = 10_000
 """Points of a grid that nobody limited, more of which are a mistake."""
+LEAST = {
+    "study.n_trials": 1,
+    "study.patience": 1,
+    "study.max_retries": 0,
+    "study.max_same_errors": 1,
+    "study.seeds": 1,
+    "worker.count": 1,
+}
+"""The least that makes sense of what is counted."""
+LOCAL_LAUNCHERS = ("BasicLauncher", "LocalLauncher", "JoblibLauncher")
+"""Those that start their workers on this machine; any other may use more machines."""
+POSITIVE = (
+    "study.max_device_hours",
+    "study.rung",
+    "worker.trial_timeout",
+    "worker.trial_memory_gb",
+)
+"""What makes no sense at 0 or below."""
 
 
 def check_sweep(
@@ -77,9 +97,11 @@ def check_sweep(
         except (HydraException, TypeError, ValueError) as error:
             problems.append(f"hydra.sweeper.{part} cannot be built: {first_line(error)}")
     problems += _pruning_problems(cfg, configs)
+    problems += _range_problems(cfg)
+    problems += _teacher_problems(cfg, space, configs)
     problems += _space_problems(cfg, space)
-    with _noted(problems):
-        problems += _place_problems(cfg, is_basic=is_basic)
+    problems += _launcher_problems(cfg, is_basic=is_basic)
+    problems += _database_problems(cfg)
     with _noted(problems):
         problems += _device_problems(cfg, configs)
     for data in _distinct(configs, "data"):
@@ -120,6 +142,15 @@ def _space_problems(cfg: DictConfig, space: Space) -> list[str]:
             f"a grid without study.n_trials may have {GRID_LIMIT} points, but this one has {size};"
             " set study.n_trials, or use an interval and let the sampler choose"
         )
+    return problems
+
+
+def _teacher_problems(
+    cfg: DictConfig, space: Space, configs: Sequence[Mapping[str, Any]]
+) -> list[str]:
+    if cfg.study.warm_start is None:
+        return []
+    sampler = str(cfg.hydra.sweeper.sampler._target_).rpartition(".")[2]
     owned = [p.name for p in space.parameters if p.owner]
     why = ""
     if space.is_grid:
@@ -128,11 +159,34 @@ def _space_problems(cfg: DictConfig, space: Space) -> list[str]:
         why = f"{sampler} learns from no others"
     elif sampler == "CmaEsSampler" and owned:
         why = f"{sampler} learns only where all is always searched, and {owned[0]} is not"
-    if cfg.study.warm_start is not None and why:
-        problems.append(
+    if why:
+        return [
             f"study.warm_start needs a sampler that learns, but {why};"
             " use an interval with hydra/sweeper/sampler=tpe, gp or cmaes, or leave it out"
-        )
+        ]
+    problems: list[str] = []
+    # An objective that is none is told elsewhere.
+    with suppress(ConfigError), _noted(problems):
+        if configs:
+            find_teacher(
+                cfg.study.storage, cfg.study.warm_start, *objectives(configs[0]["objective"])
+            )
+    return problems
+
+
+def _range_problems(cfg: DictConfig) -> list[str]:
+    problems = []
+    for key, least in LEAST.items():
+        if (number := OmegaConf.select(cfg, key)) is not None and number < least:
+            problems.append(f"{key} must be at least {least}, but got {number}")
+    for key in POSITIVE:
+        if (number := OmegaConf.select(cfg, key)) is not None and not number > 0:
+            problems.append(f"{key} must be above 0, but got {number}")
+    if cfg.study.target is not None and not math.isfinite(cfg.study.target):
+        problems.append(f"study.target must be a finite number, but got {cfg.study.target}")
+    with _noted(problems):
+        if cfg.study.max_time is not None and not parse_time(cfg.study.max_time) > 0:
+            problems.append(f"study.max_time must be above 0, but got {cfg.study.max_time}")
     return problems
 
 
@@ -171,10 +225,6 @@ def _pruning_problems(cfg: DictConfig, configs: Sequence[Mapping[str, Any]]) -> 
             f"study.rung must say how many {resource} lie between two judgements, but is not set;"
             " set study.rung=..."
         )
-    if rung is not None and not rung > 0:
-        problems.append(f"study.rung must be above 0, but got {rung}")
-    if cfg.study.seeds < 1:
-        problems.append(f"study.seeds must be at least 1, but got {cfg.study.seeds}")
     # What does not compose, or cannot be built, is told elsewhere.
     with suppress(HydraException, TypeError, ValueError, ConfigError):
         n_objectives = len(objectives(configs[0]["objective"])[0]) if configs else 1
@@ -182,19 +232,9 @@ def _pruning_problems(cfg: DictConfig, configs: Sequence[Mapping[str, Any]]) -> 
     return [problem for problem in problems if problem]
 
 
-def _place_problems(cfg: DictConfig, *, is_basic: bool) -> list[str]:
+def _launcher_problems(cfg: DictConfig, *, is_basic: bool) -> list[str]:
     problems = []
-    if cfg.study.n_trials is not None and cfg.study.n_trials < 1:
-        problems.append(
-            f"study.n_trials must be at least 1, but got {cfg.study.n_trials}; leave it out for"
-            " the default"
-        )
-    if absolute_url(cfg.study.storage) == resolve_uri(cfg.tracking.uri):
-        problems.append(
-            "study.storage and tracking.uri must be two databases, but both are"
-            f" {cfg.tracking.uri}"
-        )
-    if cfg.worker.count < 1 or (is_basic and cfg.worker.count != 1):
+    if is_basic and cfg.worker.count > 1:
         problems.append(
             f"the basic launcher runs one worker, but worker.count is {cfg.worker.count};"
             " use worker.slots for more trials at a time, or hydra/launcher=local or slurm"
@@ -209,12 +249,38 @@ def _place_problems(cfg: DictConfig, *, is_basic: bool) -> list[str]:
     else:
         with _noted(problems):
             problems += limit_problems(cfg.hydra.launcher)
-        for key, url in (("study.storage", cfg.study.storage), ("tracking.uri", cfg.tracking.uri)):
-            if str(url).startswith("sqlite"):
-                problems.append(
-                    f"{key} must be reachable from other machines, but {url} is a file that"
-                    " only one machine may write; set it to a PostgreSQL or MLflow server"
-                )
+    return problems
+
+
+def _database_problems(cfg: DictConfig) -> list[str]:
+    problems: list[str] = []
+    files = {}
+    for key, url in (("study.storage", cfg.study.storage), ("tracking.uri", cfg.tracking.uri)):
+        if (file := sqlite_file(str(url))) is not None:
+            files[key] = file
+    if len(files) > len(set(files.values())):
+        problems.append(
+            "study.storage and tracking.uri must be two databases, but both are"
+            f" {cfg.tracking.uri}"
+        )
+    launcher = str(cfg.hydra.launcher._target_).rpartition(".")[2]
+    for key, file in files.items():
+        if launcher not in LOCAL_LAUNCHERS:
+            problems.append(
+                f"{key} must be reachable from other machines, where {launcher} may start workers,"
+                f" but {file} is a file that only one machine may write; set it to a PostgreSQL or"
+                " MLflow server"
+            )
+        elif mount := network_mount(file):
+            problems.append(
+                f"{key} must lie on a disk of this machine, because SQLite's locks do not hold on"
+                f" a network file system, but {file} is on {mount}; set {key} to a file on a local"
+                " disk, or to a server"
+            )
+    with _noted(problems):
+        absolute_url(cfg.study.storage)
+    with _noted(problems):
+        resolve_uri(cfg.tracking.uri)
     return problems
 
 

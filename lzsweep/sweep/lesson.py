@@ -17,7 +17,9 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from lzsweep.errors import UserError
 from lzsweep.sweep.record import Record
 from lzsweep.sweep.space import Parameter, Space, Value, shown_params
+from lzsweep.sweep.storage import is_there
 from lzsweep.sweep.studies import find_study
+from lzsweep.sweep.study import Study
 from lzsweep.sweep.syntax import read_value
 
 LEARNERS = ("TPESampler", "GPSampler", "CmaEsSampler")
@@ -44,19 +46,7 @@ def find_lessons(
     """
     if teacher == pupil:
         raise UserError(f"study.warm_start must name another study, but {pupil!r} is this one")
-    source = find_study(url, teacher)
-    if source is None:
-        raise UserError(
-            "study.warm_start must name a study of the same database, but there is no"
-            f" {teacher!r} in it; see `lzsweep list`"
-        )
-    theirs = source.record
-    if (record.metrics, record.directions) != (theirs.metrics, theirs.directions):
-        raise UserError(
-            "study.warm_start must name a study of the same objectives, but"
-            f" {teacher!r} has {', '.join(theirs.metrics)} ({', '.join(theirs.directions)})"
-            f" and this one {', '.join(record.metrics)} ({', '.join(record.directions)})"
-        )
+    source = find_teacher(url, teacher, record.metrics, record.directions)
     rows = [r for r in source.rows() if r.datetime_complete and r.datetime_complete <= until]
     space = Space.from_json(record.tree, record.fixed)
     lessons, n_skipped = to_lessons(rows, space, record.settings, len(record.metrics))
@@ -66,6 +56,28 @@ def find_lessons(
             f" trials of {teacher!r} lies in this search space; widen the space or leave it out"
         )
     return lessons, n_skipped
+
+
+def find_teacher(url: str, name: str, metrics: Sequence[str], directions: Sequence[str]) -> Study:
+    """The study that teaches one of these objectives.
+
+    Raises:
+        UserError: there is no such study, or it has other objectives.
+    """
+    source = find_study(url, name) if is_there(url) else None
+    if source is None:
+        raise UserError(
+            "study.warm_start must name a study of the same database, but there is no"
+            f" {name!r} in it; see `lzsweep list`"
+        )
+    theirs = source.record
+    if (tuple(metrics), tuple(directions)) != (theirs.metrics, theirs.directions):
+        raise UserError(
+            "study.warm_start must name a study of the same objectives, but"
+            f" {name!r} has {', '.join(theirs.metrics)} ({', '.join(theirs.directions)})"
+            f" and this one {', '.join(metrics)} ({', '.join(directions)})"
+        )
+    return source
 
 
 def to_lessons(

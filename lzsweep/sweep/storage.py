@@ -11,9 +11,11 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import filelock
+import psutil
 import sqlalchemy
 import tenacity
 from optuna.exceptions import ExperimentalWarning, StorageInternalError
@@ -30,6 +32,30 @@ DATABASE_ERRORS = (SQLAlchemyError, StorageInternalError)
 """What a database that does not answer raises."""
 PATIENCE_S = 3600.0
 """Time that a lost database is waited for before a worker or a controller gives up."""
+
+NETWORK_FILE_SYSTEMS = frozenset(
+    [
+        "afs",
+        "beegfs",
+        "ceph",
+        "cephfs",
+        "cifs",
+        "glusterfs",
+        "gpfs",
+        "juicefs",
+        "lustre",
+        "nfs",
+        "nfs4",
+        "orangefs",
+        "panfs",
+        "pvfs2",
+        "smb3",
+        "smbfs",
+        "sshfs",
+        "wekafs",
+    ]
+)
+"""Where SQLite's locks and its shared memory do not hold between machines, by type."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -95,6 +121,16 @@ def is_there(url: str) -> bool:
     """
     file = sqlite_file(url)
     return file is None or file.exists()
+
+
+def network_mount(file: Path) -> str | None:
+    """The network file system that a file lies on, as `nfs4 (/home)`; None for a local one."""
+    mounts = {Path(p.mountpoint): p.fstype for p in psutil.disk_partitions(all=True)}
+    place = file.resolve()
+    mount = next((m for m in (place, *place.parents) if m in mounts), None)
+    if mount is None or mounts[mount].removeprefix("fuse.") not in NETWORK_FILE_SYSTEMS:
+        return None
+    return f"{mounts[mount]} ({mount})"
 
 
 def shown_url(url: str) -> str:
