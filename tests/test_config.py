@@ -16,8 +16,9 @@ from omegaconf import OmegaConf
 
 from lzsweep import config
 from lzsweep.commands import compose_sweep
-from lzsweep.errors import ConfigError
+from lzsweep.errors import ConfigError, UserError
 from lzsweep.sweep.plugin import PullSweeper  # noqa: F401  # its schema is part of the tree
+from tests.sweep.conftest import Cli, cli  # noqa: F401
 
 CONF = config.conf_dir()
 GROUPS = ("data", "network", "module", "loss", "optimizer", "schedule", "trainer", "callbacks")
@@ -76,6 +77,33 @@ def test_a_sweep_may_choose_its_launcher_and_a_command_line_another(
             f"# @package _global_\ndefaults:\n  - override /hydra/launcher: {choice}\n"
         )
     assert compose_sweep(arguments).hydra.runtime.choices["hydra/launcher"] == launcher
+
+
+@pytest.mark.parametrize("arguments", [["sweeps=both"], ["sweeps=cluster"]])
+def test_a_commands_configs_are_found_where_hydra_finds_them(
+    cli: Cli,  # noqa: F811
+    work: Path,
+    arguments: list[str],
+) -> None:
+    for file, choice in (
+        ("conf/sweeps/both", "local"),
+        ("elsewhere/sweeps/both", "slurm"),
+        ("elsewhere/sweeps/cluster", "local"),
+    ):
+        path = work / f"{file}.yaml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(
+            f"# @package _global_\ndefaults:\n  - override /hydra/launcher: {choice}\n"
+        )
+    arguments = ["--config-dir", "elsewhere", *arguments]
+    choices = compose_sweep(arguments).hydra.runtime.choices
+    code, out, err = cli(*arguments, "--cfg", "hydra", "--package", "hydra.runtime.choices")
+    assert code == 0, err
+    assert f"\nhydra/launcher: {choices['hydra/launcher']}\n" in f"\n{out}"
+    with pytest.raises(
+        UserError, match=r"folder of --config-dir must exist, but .*/gone does not"
+    ):
+        compose_sweep(["--config-dir", "gone"])
 
 
 @pytest.mark.parametrize("option", [o for o in OPTIONS if o.split("=")[0] in GROUPS])

@@ -10,12 +10,16 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from hydra._internal.utils import get_args_parser
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.utils import create_config_search_path, get_args_parser
+from hydra.core.config_search_path import SearchPathQuery
+from hydra.core.plugins import Plugins
 from hydra.core.utils import setup_globals
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from lzsweep.config import conf_dir, make_loader
+from lzsweep.config import OwnConf, conf_dir, register_schemas
+from lzsweep.errors import UserError
 
 _OWN_MODULES = ("data", "doctor", "export", "promote", "report", "rerun", "serve", "submit")
 NAMES = ("list", "status", "best", "watch", "stop", "resume", "sync", *_OWN_MODULES)
@@ -70,16 +74,26 @@ def run_command(arguments: Sequence[str], run_hydra: Callable[[list[str]], int])
 def compose_sweep(arguments: Sequence[str]) -> DictConfig:
     """The configuration of a command line of `lzsweep -m`, Hydra's own node in it, unsearched.
 
+    Its configs are looked for where Hydra will look for them, in the same order.
+
     Raises:
+        UserError: the folder of `--config-dir` is not there.
         HydraException, OmegaConfBaseException: something in it is wrong.
     """
     setup_globals()  # `${now:}` and the like, which folders are made of
+    register_schemas()
+    Plugins.instance().register(OwnConf)
     typed = get_args_parser().parse_args(arguments)
-    own = Path.cwd() / "conf"
-    places = [Path(typed.config_dir).absolute()] if typed.config_dir else []
-    places += [own] if own.is_dir() and own.resolve() != conf_dir().resolve() else []
-    loader = make_loader([f"file://{place}" for place in (*places, conf_dir())])
-    return loader.load_configuration("config", typed.overrides, RunMode.MULTIRUN)
+    search_path = create_config_search_path(str(conf_dir()))
+    if typed.config_dir:
+        folder = Path(typed.config_dir).absolute()
+        if not folder.is_dir():
+            raise UserError(f"the folder of --config-dir must exist, but {folder} does not")
+        last = SearchPathQuery(provider="schema")
+        search_path.prepend("command-line", f"file://{folder}", anchor=last)
+    loader = ConfigLoaderImpl(search_path)
+    name = typed.config_name or "config"
+    return loader.load_configuration(name, typed.overrides, RunMode.MULTIRUN)
 
 
 def print_json(data: Any) -> None:
