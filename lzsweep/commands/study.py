@@ -24,6 +24,7 @@ from lzsweep.commands import (
 )
 from lzsweep.errors import UserError
 from lzsweep.sweep.finish import STOPPED_BY_HAND, finish_study
+from lzsweep.sweep.output import last_lines
 from lzsweep.sweep.progress import show_progress
 from lzsweep.sweep.record import STATES
 from lzsweep.sweep.report import (
@@ -173,8 +174,7 @@ def _show_trial(study: Study, number: int, format: Format) -> None:
         console.print(f"{described[number]['ending']}: {reason}", markup=False)
     log = log_of(Path(described[number]["folder"]))
     console.print(f"the end of {log}:", soft_wrap=True)
-    if log.exists():
-        lines = log.read_text(errors="replace").splitlines()[-LOG_LINES:]
+    if lines := last_lines(log, LOG_LINES):
         console.print("\n".join(lines), markup=False, soft_wrap=True)
 
 

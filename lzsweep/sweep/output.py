@@ -40,6 +40,16 @@ def take_over_output(log: Path) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
 
 
+def last_lines(log: Path, n_lines: int, n_bytes: int = 20_000) -> list[str]:
+    """The end of a log: its last lines within so many bytes; none where there is no log."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, log.stat().st_size - n_bytes))
+            return file.read().decode(errors="replace").splitlines()[-n_lines:]
+    except OSError:
+        return []
+
+
 def bound_log(log: Path) -> None:
     """Cut the middle out of a log that has grown too long; what is written meanwhile may go."""
     with suppress(OSError):

@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import logging
 import re
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,9 @@ import jinja2
 from markupsafe import Markup
 
 from lzsweep.sweep.findings import Findings
+from lzsweep.sweep.folder import write_whole
 from lzsweep.sweep.forkserver import small_context
+from lzsweep.sweep.output import last_lines
 from lzsweep.sweep.record import STATES, Trial
 from lzsweep.sweep.seeds import log_of
 
@@ -51,18 +52,17 @@ def write_report(findings: Findings, folder: Path, links: Mapping[str, str] | No
     from lzsweep.sweep.plots import draw  # matplotlib: a second or two
 
     pictures = draw(findings)
-    folder.mkdir(parents=True, exist_ok=True)
     for picture in pictures:
         path = folder / f"{picture.name}.png"
         if picture.png is None:
             path.unlink(missing_ok=True)  # of an earlier report
         else:
-            _write(path, picture.png)
+            write_whole(path, picture.png)
     page = _environment().get_template("page.html")
     text = page.render(
         findings=findings, pictures=pictures, links=list((links or {}).items()), **_texts(findings)
     )
-    _write(folder / PAGE_NAME, text.encode("utf-8", "replace"))
+    write_whole(folder / PAGE_NAME, text.encode("utf-8", "replace"))
     return folder / PAGE_NAME
 
 
@@ -161,17 +161,8 @@ def _failure(folder: Path, trial: Trial) -> dict[str, Any]:
         "number": trial.number,
         "reason": trial.reason,
         "log": str(log),
-        "tail": "\n".join(_tail(log).splitlines()[-LOG_LINES:]),
+        "tail": "\n".join(last_lines(log, LOG_LINES)),
     }
-
-
-def _tail(path: Path, n_bytes: int = 20_000) -> str:
-    try:
-        with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - n_bytes))
-            return file.read().decode(errors="replace")
-    except OSError:
-        return ""
 
 
 def _environment() -> jinja2.Environment:
@@ -182,10 +173,3 @@ def _environment() -> jinja2.Environment:
     )
     environment.filters["b64"] = lambda data: Markup(base64.b64encode(data).decode())
     return environment
-
-
-def _write(path: Path, content: bytes) -> None:
-    with tempfile.NamedTemporaryFile("wb", dir=path.parent, delete=False) as file:
-        file.write(content)
-    Path(file.name).chmod(0o644)
-    Path(file.name).replace(path)

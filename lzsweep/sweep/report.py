@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import tempfile
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -17,6 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from lzsweep.config import make_loader
+from lzsweep.sweep.folder import write_whole
 from lzsweep.sweep.record import STATES, Record, Trial
 from lzsweep.sweep.seeds import log_of
 from lzsweep.sweep.study import Study
@@ -31,15 +31,6 @@ STYLES = {
     "running": "cyan",
     "waiting": "dim",
 }
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
-        file.write(text)
-    Path(file.name).chmod(0o644)
-    Path(file.name).replace(path)
 
 
 def make_console() -> Console:
@@ -252,13 +243,13 @@ def write_best(study: Study) -> str:
     command = shlex.join(
         ["lzsweep", "--config-dir", str(near.parent.parent), "+best=best", *extra]
     )
-    write_text(
-        path,
+    text = (
         "# @package _global_\n"
         f"# Trial {trial.number} of study {study.name}: {values}.\n"
         f"# Train it again:  {command}\n"
-        f"{OmegaConf.to_yaml(OmegaConf.create(config))}",
+        f"{OmegaConf.to_yaml(OmegaConf.create(config))}"
     )
+    write_whole(path, text.encode())
     return command
 
 

@@ -30,6 +30,14 @@ def test_a_long_log_keeps_its_beginning_and_its_end(
     os.close(writer)
 
 
+def test_the_end_of_a_log_is_read_and_no_more(tmp_path: Path) -> None:
+    log = tmp_path / "trial.log"
+    assert output.last_lines(log, 3) == []
+    log.write_bytes(b"x" * 2**20 + b"\nline 1\n\xff\nline 3")
+    assert output.last_lines(log, 3) == ["line 1", "\ufffd", "line 3"]
+    assert output.last_lines(log, 9, n_bytes=8) == ["\ufffd", "line 3"]
+
+
 def test_a_short_or_missing_log_stays_as_it_is(tmp_path: Path) -> None:
     log = tmp_path / "trial.log"
     output.bound_log(log)
