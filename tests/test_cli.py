@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import os
 import random
+import re
 import socket
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from lzsweep.commands import NAMES
 from tests.sweep.conftest import Cli, cli  # noqa: F401
 
 SWEEP = ("-m", "study.name=s", "network=tiny", "lr=0.1,0.2")
@@ -203,6 +205,9 @@ def test_help_is_light_and_complete() -> None:
     *text, heavy = done.stdout.strip().splitlines()
     assert heavy == "[]"
     shown = "\n".join(text)
+    header = shown.partition("Groups")[0]
+    for name in NAMES:
+        assert re.search(rf"\b{name}\b", header), f"--help leaves out the command {name}"
     for part in (
         "network: big, huge, small, tiny",
         "study.n_trials",

@@ -5,17 +5,26 @@ from __future__ import annotations
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mlflow import MlflowClient
+from optuna.distributions import FloatDistribution
+from optuna.pruners import NopPruner
+from optuna.samplers import RandomSampler
 
+from lzsweep.config import conf_dir
 from lzsweep.errors import DataError
+from lzsweep.sweep import rerun
+from lzsweep.sweep.budget import Budget
 from lzsweep.sweep.rerun import _differences
-from lzsweep.tracking.runs import COMMIT_TAG, VERSION_TAG, code_version
+from lzsweep.sweep.space import Parameter, Space
+from lzsweep.sweep.studies import create_study
+from lzsweep.tracking.runs import COMMIT_TAG, DIRTY_TAG, VERSION_TAG, code_version
 from lzsweep.train.build import ensure_store
 from lzsweep.train.run import data_version
 from tests.sweep.conftest import Cli, find_runs
-from tests.sweep.test_study import make_record
+from tests.sweep.test_study import make_record, must_claim
 
 SGF = "(;SZ[19]KM[7.5]RE[B+R];B[pd];W[dd];B[pp];W[dp];B[fq];W[cn];B[jp];W[qn])"
 
@@ -90,6 +99,43 @@ def check_refusals(cli: Cli, work: Path) -> None:
     assert code == 2
     assert "conf/0 is gone" in err
     shutil.move("multirun/a/away", "multirun/a/conf")
+
+
+def test_the_command_warns_of_other_code_and_other_games(
+    cli: Cli, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (work / "games.sgf").write_text(SGF)
+    rates = FloatDistribution(0.01, 0.1)
+    space = Space(
+        (Parameter("lr", rates, "interval(0.01,0.1)", is_interval=True),),
+        fixed=("data=sgf", "data.path=games.sgf", "network=tiny", "logger=none"),
+    )
+    record = replace(
+        make_record(space=space),
+        conf=(f"file://{conf_dir()}",),
+        cwd=str(work),
+        folder=str(work / "s"),
+        code={COMMIT_TAG: "abc123", DIRTY_TAG: "true"},
+        data={"games": "other than these"},
+    )
+    study, _ = create_study("sqlite:///lzsweep.db", "s", record, Budget(1))
+    study.set_deciders(RandomSampler(seed=1), NopPruner())
+    study.tell(must_claim(study), "complete", (0.5,))
+    trained: list[dict[str, Any]] = []
+
+    def train(config: dict[str, Any], folder: Path, **how: Any) -> dict[str, float]:
+        trained.append(config)  # the training itself is compared above
+        return {"loss": 0.75}
+
+    monkeypatch.setattr(rerun, "train_recorded", train)
+    code, out, err = cli("rerun", "s", "--trial", "0")
+    assert code == 0, err
+    warned = [line for line in err.splitlines() if line.startswith("warning: ")]
+    assert "warning: the study began with code abc123, this is" in err
+    assert "warning: the study's code has changes that no commit has" in warned
+    assert "warning: the games of data.path=games.sgf are not those of the study" in warned
+    assert "loss: 0.500000 then, 0.750000 now: +0.25" in out
+    assert [config["lr"] for config in trained] == [study.trials()[0].params["lr"]]
 
 
 def test_what_differs_is_warned_of(work: Path, cache: Path) -> None:
