@@ -49,7 +49,7 @@ def show_progress(study: Study, console: Console) -> Iterator[None]:
         finally:
             done.set()
             thread.join()
-            with suppress(DATABASE_ERRORS):  # else it would stand before what the body raised
+            with suppress(*DATABASE_ERRORS):  # else it would stand before what the body raised
                 view.update(study.trials())
 
 

@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
@@ -65,6 +65,8 @@ WATCH_S = 5.0
 
 _NUMBER = re.compile(r"[-+]?\d+(\.\d+)?(e[-+]?\d+)?", re.IGNORECASE)
 _logger = logging.getLogger(__name__)
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 
 def join(cfg: DictConfig) -> None:
@@ -434,7 +436,8 @@ class Worker:
             for run in (*open_seeds(folder), folder):
                 self._recorder.end(run, "FAILED", tags=tags, artifacts={WEIGHTS_FILE: ""})
 
-    _patiently = staticmethod(patiently)
+    def _patiently(self, call: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        return patiently(call, *args, **kwargs)
 
 
 def _changed_code(record: Record) -> dict[str, str]:
