@@ -46,7 +46,6 @@ class Recorder:
         params: Mapping[str, object],
         tags: Mapping[str, str],
         config: str,
-        parent_run_id: str | None = None,
         parent_folder: Path | None = None,
     ) -> None:
         """Begin the run of a folder, or take it up again.
@@ -57,8 +56,7 @@ class Recorder:
             params: what is compared.
             tags: besides those that say which code ran where.
             config: the resolved configuration as YAML; that of the first attempt is kept.
-            parent_run_id: the run above this one.
-            parent_folder: or its folder, where its id is not known yet.
+            parent_folder: of the run above this one, whose id may not be known yet.
 
         Raises:
             OSError: the folder cannot be written, so nothing could be trained in it either.
@@ -74,7 +72,6 @@ class Recorder:
                 name=name,
                 params=params,
                 tags={**code_version(), **tags, "lzsweep.folder": str(folder)},
-                parent_run_id=parent_run_id,
                 parent_folder=parent_folder,
             )
             journal.artifact(CONFIG_NAME)  # once more does no harm, and may be the first time
