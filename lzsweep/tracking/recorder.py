@@ -64,9 +64,7 @@ class Recorder:
         with Journal(folder) as journal:
             if journal.status is None or not (folder / CONFIG_NAME).exists():
                 # Before the start, which is what tells the next attempt that all this was done.
-                aside = folder / f".{CONFIG_NAME}"
-                aside.write_text(redact(config))
-                aside.replace(folder / CONFIG_NAME)
+                _keep_config(folder / CONFIG_NAME, redact(config))
             journal.start(
                 experiment=self._experiment,
                 name=name,
@@ -145,6 +143,16 @@ class Recorder:
                 "MLflow did not take everything of %d runs; deliver it with `lzsweep sync`",
                 len(undelivered),
             )
+
+
+def _keep_config(path: Path, text: str) -> None:
+    aside = path.with_name(f".{path.name}")
+    try:
+        aside.write_text(text)
+        aside.replace(path)
+    except OSError as error:  # it does not say which file
+        aside.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def has_recorder(logger: Mapping[str, object] | None) -> bool:
