@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
@@ -65,8 +65,6 @@ WATCH_S = 5.0
 
 _NUMBER = re.compile(r"[-+]?\d+(\.\d+)?(e[-+]?\d+)?", re.IGNORECASE)
 _logger = logging.getLogger(__name__)
-_P = ParamSpec("_P")
-_T = TypeVar("_T")
 
 
 def join(cfg: DictConfig) -> None:
@@ -173,12 +171,12 @@ class Worker:
     def _is_over(self) -> bool:
         if self._fault:
             return False  # the database may be what failed
-        return self._patiently(self._study.is_done) or bool(self._patiently(self._study.stopped))
+        return patiently(self._study.is_done) or bool(patiently(self._study.stopped))
 
     def _fill(self, slot: Slot) -> None:
         """One slot's life: claim and train until there is nothing left to wait for."""
-        while not self._stopping.is_set() and self._patiently(self._walltime.has_room):
-            claim = self._patiently(self._claim, slot)
+        while not self._stopping.is_set() and patiently(self._walltime.has_room):
+            claim = patiently(self._claim, slot)
             if claim is not None:
                 self._train_or_tell(claim, slot)
             elif not self._await_claimable():
@@ -187,10 +185,10 @@ class Worker:
     def _await_claimable(self) -> bool:
         """Wait, without the study's lock, for something to claim; False if nothing will come."""
         while not self._stopping.is_set():
-            seen = self._patiently(self._study.open_rows)
-            if self._patiently(self._study.may_claim):
+            seen = patiently(self._study.open_rows)
+            if patiently(self._study.may_claim):
                 return True
-            if self._patiently(self._study.stopped) or self._patiently(self._study.is_done):
+            if patiently(self._study.stopped) or patiently(self._study.is_done):
                 return False
             self._idle(seen)
         return False
@@ -199,7 +197,7 @@ class Worker:
         """Wait until the study's open rows are others than those seen, or for some seconds."""
         give_up = time.monotonic() + random.uniform(*CLAIM_S)
         while time.monotonic() < give_up and not self._stopping.wait(random.uniform(*LOOK_S)):
-            if self._patiently(self._study.open_rows) != seen:
+            if patiently(self._study.open_rows) != seen:
                 return
 
     def _claim(self, slot: Slot) -> Claim | None:
@@ -281,7 +279,7 @@ class Worker:
                     self._conclude(folder, done, begun=[*done, seed], last={})
                 return end
             done[seed] = SeedResult(seed, end.values, end.metrics or {}, end.train_s)
-            self._patiently(self._study.keep_seed, claim, done[seed])
+            patiently(self._study.keep_seed, claim, done[seed])
         end = sum_up([done[seed] for seed in seeds], self._record.metrics)
         last = {k: v for k, v in (end.metrics or {}).items() if k.endswith("_sd")}
         self._conclude(folder, done, begun=seeds, last=last)
@@ -312,9 +310,7 @@ class Worker:
 
         def answer(report: Report) -> Word:
             self._walltime.progress()
-            is_bad = self._patiently(
-                self._study.report, claim, report.rung, *report.values, seed=seed
-            )
+            is_bad = patiently(self._study.report, claim, report.rung, *report.values, seed=seed)
             return "prune" if is_bad else "go on"
 
         spec = Spec(
@@ -373,7 +369,7 @@ class Worker:
                 artifacts=ARTIFACTS if state == "complete" else {WEIGHTS_FILE: ""},
             )
         if end.kind not in ("stopped", "killed"):
-            self._patiently(
+            patiently(
                 self._study.tell,
                 claim,
                 state,
@@ -387,7 +383,7 @@ class Worker:
             self._stop_after_same_errors()
 
     def _hand_over(self, trial: Trial, reason: str, *, free: bool) -> str:
-        return self._patiently(
+        return patiently(
             self._study.retry,
             trial,
             reason,
@@ -397,13 +393,13 @@ class Worker:
 
     def _stop_after_same_errors(self) -> None:
         n = self._cfg.study.max_same_errors
-        ended = [t for t in self._patiently(self._study.trials) if t.is_finished]
+        ended = [t for t in patiently(self._study.trials) if t.is_finished]
         last = sorted(ended, key=lambda t: t.finished or datetime.min)[-n:]
         # Two errors that differ in a number, such as that of the trial's folder, are the same.
         kinds = {_NUMBER.sub("#", t.reason) for t in last}
         if len(last) == n and len(kinds) == 1 and all(t.ending == "error" for t in last):
             log = log_of(self._folder / str(last[-1].number))
-            self._patiently(
+            patiently(
                 self._study.stop,
                 f"the same error {n} times running: {last[-1].reason}; see {log}",
             )
@@ -435,9 +431,6 @@ class Worker:
             publish_best_of_dead(folder)
             for run in (*open_seeds(folder), folder):
                 self._recorder.end(run, "FAILED", tags=tags, artifacts={WEIGHTS_FILE: ""})
-
-    def _patiently(self, call: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
-        return patiently(call, *args, **kwargs)
 
 
 def _changed_code(record: Record) -> dict[str, str]:
