@@ -8,7 +8,7 @@ from lzsweep.sweep.description import absolute, find_links, write_description
 from lzsweep.sweep.findings import gather
 from lzsweep.sweep.page import REPORT_NAME, write_report, write_report_aside
 from lzsweep.sweep.report import write_best
-from lzsweep.sweep.runs import settle_runs
+from lzsweep.sweep.runs import reveal_runs, settle_runs
 from lzsweep.sweep.study import Study
 from lzsweep.tracking.delivery import deliver_or_warn
 from lzsweep.tracking.journal import Journal, Status
@@ -48,6 +48,7 @@ def finish_study(study: Study, uri: str) -> dict[str, str]:
     """
     if study.record.is_recorded:
         settle_runs(study, uri)
+        reveal_runs(study, uri)
     findings = gather(study, write_best(study))
     folder = Path(study.record.folder)
     paths = find_links(findings, uri)

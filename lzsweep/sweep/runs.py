@@ -14,6 +14,7 @@ from lzsweep.sweep.study import Study
 from lzsweep.sweep.trial import LOG_NAME, Kind
 from lzsweep.tracking.delivery import deliver_or_warn
 from lzsweep.tracking.journal import JOURNAL_NAME, Journal, Status, read_records
+from lzsweep.tracking.outbox import run_id_of
 from lzsweep.tracking.runs import code_version
 
 STATUS: Mapping[Kind, Status] = {
@@ -73,6 +74,18 @@ def settle_runs(study: Study, uri: str) -> None:
             )
         else:
             deliver_or_warn(folder, uri)
+
+
+def reveal_runs(study: Study, uri: str) -> None:
+    """See that the run of each trial is made: a trial may end before MLflow has heard of it.
+
+    What names all runs, such as a link that compares them, can be written then.
+    """
+    for trial in study.trials():
+        folder = Path(study.record.folder) / str(trial.number)
+        is_unknown = (folder / JOURNAL_NAME).exists() and run_id_of(folder) is None
+        if is_unknown and not deliver_or_warn(folder, uri):
+            return  # the server is away; the others would wait for nothing
 
 
 def _is_settled(journal: Path) -> bool:

@@ -42,6 +42,8 @@ SETTINGS = {
 MAX_UPLOAD_BYTES = 5 * 10**9
 
 _PROXIED = "mlflow-artifacts:/"
+_KEEP_S = 75
+"""Time that a connection may be idle: clients that log now and then would run into its end."""
 _STOP_S = 10
 """Time that requests have to end when the server is stopped."""
 
@@ -126,6 +128,7 @@ def serve(options: ServerOptions, taken: socket.socket, when_ready: Callable[[],
         **{
             "log_level": "warning",
             "timeout_graceful_shutdown": _STOP_S,
+            "timeout_keep_alive": _KEEP_S,
             "server_header": False,
             **options.uvicorn,
         },

@@ -421,7 +421,7 @@ def test_sqlite_databases_are_saved_and_put_back(here: Cli, swept: Path, tmp_pat
     assert "mlflow.db, lzsweep.db" in out
     code, _, err = here("serve", "restore", archive)
     assert code == 2
-    assert "mlflow.db, lzsweep.db is there; move it away" in err
+    assert f"{swept}/mlflow.db, {swept}/lzsweep.db is there; move it away" in err
     empty = tmp_path / "empty"
     empty.mkdir()
     os.chdir(empty)

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.slow
 def test_workers_as_processes_of_this_machine(cli: Cli, work: Path, launcher: str) -> None:
     out = cli.sweep(
         "study.name=p", f"hydra/launcher={launcher}", "network=tiny", "lr=0.01,0.02,0.05",
-        "worker.count=3", "hydra/sweeper/pruner=none",
+        "worker.count=2", "hydra/sweeper/pruner=none",
     )  # fmt: skip
     assert "p: 3 of 3 trials finished (3 complete)" in out
     check_study(cli, work, "p", 3)

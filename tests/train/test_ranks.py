@@ -83,11 +83,11 @@ def test_a_fork_that_fails_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch
         start(process)
 
     monkeypatch.setattr(ForkProcess, "start", start_no_more_than_one)
-    before = dict(os.environ)
+    before, others = dict(os.environ), multiprocessing.active_children()
     with pytest.raises(BlockingIOError, match="no process more"), companions(3, signal.pause):
         pytest.fail("nobody is to train with one missing")
     assert dict(os.environ) == before
-    assert not multiprocessing.active_children()
+    assert set(multiprocessing.active_children()) <= set(others), "of other tests"
 
 
 @pytest.mark.parametrize(
