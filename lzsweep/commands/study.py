@@ -222,7 +222,13 @@ def resume(
     record = opened.record
     if not Path(record.cwd).is_dir():
         raise UserError(f"a study is resumed where it began, but the folder {record.cwd} is gone")
-    typed = [word for word in record.command if not word.startswith("study.storage=")]
+    # Jobs on other machines need a server's address as it was typed; a file's may have moved.
+    is_server = not storage.startswith("sqlite")
+    typed = [
+        word
+        for word in record.command
+        if not word.startswith("study.storage=") or (is_server and storage in word)
+    ]
     # What it may spend was perhaps changed since.
     command = [*typed, f"study.name={quoted(study)}", *opened.budget.overrides, *(overrides or [])]
     print("lzsweep -m", shlex.join(command), flush=True)

@@ -136,7 +136,7 @@ class Worker:
                     thread.join(WATCH_S / len(threads))
             try:
                 if is_over := self._is_over():
-                    if self._recorder and self._record.is_recorded:
+                    if self._recorder:
                         self._recorder.follow(Path(self._record.folder))
                     finish_study(self._study, self._cfg.tracking.uri)
             finally:

@@ -14,7 +14,6 @@ from typing import Any
 import optuna
 import psutil
 import pytest
-import sqlalchemy
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.pruners import MedianPruner, NopPruner
 from optuna.samplers import RandomSampler
@@ -488,18 +487,3 @@ def test_who_is_idle_needs_no_lock_and_sees_what_is_handed_over(url: str) -> Non
     study.tell(must_claim(study), "complete", [0.1])
     assert study.open_rows() == frozenset()
     assert not study.may_claim()
-
-
-@pytest.mark.parametrize("url", ["postgresql"], indirect=True)
-def test_a_study_that_is_opened_keeps_one_connection(url: str) -> None:
-    first = make_study(url)
-    engine = sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool)
-    query = sqlalchemy.text("SELECT count(*) FROM pg_stat_activity WHERE datname = :name")
-
-    def n_connections() -> int:
-        with engine.connect() as connection:
-            return int(connection.execute(query, {"name": engine.url.database}).scalar_one())
-
-    before = n_connections()
-    opened = [open_study(url, first.name) for _ in range(5)]
-    assert n_connections() == before + len(opened)
