@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from types import ModuleType
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+COMPILER = "torch._dynamo"
 
 
 @contextmanager
@@ -23,4 +30,135 @@ def stand_in(name: str, module: ModuleType | None) -> Iterator[None]:
     try:
         yield
     finally:
+        if sys.modules.get(name) is module:
+            del sys.modules[name]
+
+
+def import_lightning() -> None:
+    """Do as `import pytorch_lightning`, in half of its time.
+
+    The other half is torch's compiler and matplotlib. Lightning wants of the one a class to ask
+    whether a module is compiled, torch's optimizers a mark that it shall not compile them;
+    torchmetrics wants names for its plots. While the compiler is not imported nothing is compiled,
+    so all that is answered without it. Whoever asks for more gets the real modules.
+    """
+    if "pytorch_lightning" in sys.modules:
+        return
+    import torch
+
+    if COMPILER not in sys.modules:
+        compiler = sys.modules[COMPILER] = torch._dynamo = _compiler()
+        sys.meta_path.insert(0, _Parts(compiler))
+    # All that torchmetrics wants of this one is to add the name `hamming`, for a package that few
+    # have.
+    signal = ModuleType("scipy.signal")
+    signal.hamming = None  # type: ignore[attr-defined]
+    with ExitStack() as stack:
+        for module in (signal, *_matplotlib()):
+            stack.enter_context(stand_in(module.__name__, module))
+        import pytorch_lightning  # noqa: F401
+
+
+class _Later(ModuleType):
+    """A module that is imported when something is asked of it that is not known without it."""
+
+    def __init__(self, name: str, **known: object) -> None:
+        super().__init__(name)
+        self.__dict__.update(known)
+        self.__path__: list[str] = []  # its parts are found by `_Parts`
+        self.__spec__ = ModuleSpec(name, None, is_package=True)
+
+    def __getattr__(self, name: str) -> Any:
+        # To look at all modules, as `inspect` does, is no reason to import one.
+        if name.startswith("__") and name != "__version__":
+            raise AttributeError(f"{self.__name__} has no {name} before it is imported")
+        return getattr(_real(self.__name__), name)
+
+
+class _Parts(MetaPathFinder, Loader):
+    """Imports the real module first where a part of one that stands for it is imported."""
+
+    def __init__(self, module: _Later) -> None:
+        self._module = module
+        self._spec: ModuleSpec | None = None
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if not name.startswith(f"{self._module.__name__}.") or not _is_later(
+            self._module.__name__
+        ):
+            return None
+        _real(self._module.__name__)
+        if name not in sys.modules:
+            return importlib.util.find_spec(name)
+        self._spec = sys.modules[name].__spec__  # the real module has imported it
+        return ModuleSpec(name, self)
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        return sys.modules[spec.name]
+
+    def exec_module(self, module: ModuleType) -> None:
+        module.__spec__ = self._spec
+
+
+class _ClassOf(type):
+    """A class that stands for one of a module; nothing is of it before the module is imported."""
+
+    place: tuple[str, str]
+
+    def __instancecheck__(cls, instance: object) -> bool:
+        name, attribute = cls.place
+        if name not in sys.modules or _is_later(name):
+            return False
+        return isinstance(instance, getattr(sys.modules[name], attribute))
+
+
+def _is_later(name: str) -> bool:
+    return isinstance(sys.modules.get(name), _Later)
+
+
+def _real(name: str) -> ModuleType:
+    if _is_later(name):
         del sys.modules[name]
+    return importlib.import_module(name)
+
+
+def _class_of(module: str, name: str) -> type:
+    return _ClassOf(name, (), {"place": (module, name)})
+
+
+def _compiler() -> _Later:
+    def graph_break(*args: Any, **kwargs: Any) -> None:
+        if not _is_later(COMPILER):
+            _real(COMPILER).graph_break(*args, **kwargs)
+
+    def disable(fn: Callable[..., Any] | None = None, *args: Any, **kwargs: Any) -> Any:
+        if fn is None or not _is_later(COMPILER):
+            return _real(COMPILER).disable(fn, *args, **kwargs)
+        marked: list[Callable[..., Any]] = []
+
+        def call(*inputs: Any, **named: Any) -> Any:
+            if _is_later(COMPILER):
+                return fn(*inputs, **named)
+            if not marked:
+                marked.append(_real(COMPILER).disable(fn, *args, **kwargs))
+            return marked[0](*inputs, **named)
+
+        return call
+
+    optimized = _class_of(COMPILER, "OptimizedModule")
+    return _Later(COMPILER, OptimizedModule=optimized, disable=disable, graph_break=graph_break)
+
+
+def _matplotlib() -> tuple[_Later, ...]:
+    @contextmanager
+    def context(style: object) -> Iterator[None]:
+        with _real("matplotlib.pyplot").style.context(style):
+            yield
+
+    axes = _Later("matplotlib.axes", Axes=_class_of("matplotlib.axes", "Axes"))
+    figure = _class_of("matplotlib.figure", "Figure")
+    plots = _Later("matplotlib.pyplot", Figure=figure, style=SimpleNamespace(context=context))
+    colors = _Later("matplotlib.colors", Colormap=_class_of("matplotlib.colors", "Colormap"))
+    return _Later("matplotlib", axes=axes, pyplot=plots, colors=colors), axes, plots, colors

@@ -9,6 +9,7 @@ import typer
 
 from lzsweep.commands import MLFLOW_FILE, STUDIES_FILE, Storage, Tracking, app
 from lzsweep.errors import UserError
+from lzsweep.imports import import_lightning
 from lzsweep.sweep.source import locate
 from lzsweep.train.source import is_checkpoint
 
@@ -46,7 +47,8 @@ def export(
 
     with locate(what, storage, uri, trial=trial) as source:
         if is_checkpoint(source):
-            from lzsweep.train.export import read_checkpoint  # torch: many seconds
+            import_lightning()  # with torch: many seconds
+            from lzsweep.train.export import read_checkpoint
 
             weights = read_checkpoint(source)
         elif what.startswith("models:/"):

@@ -12,6 +12,7 @@ import typer
 from lzsweep.commands import MLFLOW_FILE, STUDIES_FILE, Storage, Tracking, app
 from lzsweep.commands.study import Name, must_exist
 from lzsweep.errors import UserError
+from lzsweep.imports import import_lightning
 from lzsweep.sweep.report import show_params
 from lzsweep.sweep.source import choose_trial, trial_source
 from lzsweep.sweep.studies import open_study
@@ -65,7 +66,8 @@ def promote(
 def _register(study: Study, trial: Trial, name: str, uri: str) -> str:
     with tempfile.TemporaryDirectory(prefix="lzsweep-") as scratch:
         source = trial_source(study, trial, uri, Path(scratch))
-        from lzsweep.train.export import read_checkpoint  # torch: many seconds
+        import_lightning()  # with torch: many seconds
+        from lzsweep.train.export import read_checkpoint
         from lzsweep.train.player import CONFIG_NAME, save_model
 
         config = Path(study.record.folder) / str(trial.number) / CONFIG_NAME

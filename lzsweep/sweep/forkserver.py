@@ -11,19 +11,26 @@ from contextlib import suppress
 from multiprocessing import forkserver
 from multiprocessing.context import BaseContext
 
+from omegaconf import DictConfig, OmegaConf
+
 from lzsweep.errors import LzsweepError
+from lzsweep.imports import COMPILER
 
 _started = False
 
 
-def start_forkserver() -> None:
+def start_forkserver(*, compiles: bool = False) -> None:
     """Start importing torch and Lightning in the process that trials are forked from.
 
-    Returns at once; the imports take their tens of seconds beside whatever comes next.
+    Returns at once; the imports take their ten seconds beside whatever comes next.
+
+    Args:
+        compiles: trials use torch's compiler, which is imported for all of them then.
     """
     global _started
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["lzsweep.sweep.preload"])
+    compiler = [f"{COMPILER}.eval_frame"] if compiles else []
+    context.set_forkserver_preload(["lzsweep.sweep.preload", *compiler])
     if multiprocessing.get_start_method() not in multiprocessing.get_all_start_methods():
         # Children are told this process's own, and nobody else knows joblib's.
         multiprocessing.set_start_method("forkserver", force=True)
@@ -31,6 +38,11 @@ def start_forkserver() -> None:
     if not _started:
         atexit.register(_end_forkserver, os.getpid())
     _started = True
+
+
+def uses_compiler(cfg: DictConfig) -> bool:
+    """Whether all trials of a configuration compile, as `module.compile` says it for ours."""
+    return OmegaConf.select(cfg, "module.compile") is True
 
 
 def _end_forkserver(owner: int) -> None:

@@ -11,7 +11,7 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from lzsweep.sweep.forkserver import start_forkserver
+from lzsweep.sweep.forkserver import start_forkserver, uses_compiler
 
 
 def is_basic(config: DictConfig) -> bool:
@@ -37,7 +37,7 @@ class PullSweeper(Sweeper):
         assert self.config is not None
         if is_basic(self.config):
             # The trials will be forked here; their imports run beside ours and the checks.
-            start_forkserver()
+            start_forkserver(compiles=uses_compiler(self.config))
         from lzsweep.sweep.controller import Controller
 
         assert self.hydra_context is not None

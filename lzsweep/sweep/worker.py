@@ -29,7 +29,7 @@ from lzsweep.sweep.attempt import Attempt, publish_best_of_dead
 from lzsweep.sweep.composer import Composer
 from lzsweep.sweep.deciders import make_pruner, make_sampler
 from lzsweep.sweep.finish import finish_study
-from lzsweep.sweep.forkserver import await_forkserver, start_forkserver
+from lzsweep.sweep.forkserver import await_forkserver, start_forkserver, uses_compiler
 from lzsweep.sweep.lesson import find_lessons, teach
 from lzsweep.sweep.process import this_host
 from lzsweep.sweep.record import Claim, Ending, Record, SeedResult, Trial
@@ -69,7 +69,7 @@ _logger = logging.getLogger(__name__)
 
 def join(cfg: DictConfig) -> None:
     """Be a worker of the study `cfg.worker.join` until it is done or stopped."""
-    start_forkserver()
+    start_forkserver(compiles=uses_compiler(cfg))
     study = open_study(cfg.study.storage, cfg.worker.join)
     hydra = HydraConfig.get()
     # A seeded sampler must not propose the same points in every worker and after every restart.

@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from lzsweep.config import ARTIFACTS, WEIGHTS_FILE, objectives, take_spaces
 from lzsweep.errors import ConfigError, LzsweepError, UserError
 from lzsweep.explain import target_problems
+from lzsweep.imports import import_lightning
 from lzsweep.tracking.client import redact
 from lzsweep.tracking.journal import Status
 from lzsweep.tracking.outbox import run_id_of
@@ -79,13 +80,15 @@ def train_recorded(
         All metrics.
     """
     if _is_one_of_several():
+        import_lightning()
         from lzsweep.train.environment import outer_rank
         from lzsweep.train.fit import train
 
         if outer_rank(config["trainer"]):  # rank 0 records and tells
             return train(config, folder=folder)
     with _recorded(config, folder, name, params, tags or {}):
-        import torch  # with Lightning: tens of seconds
+        import_lightning()  # with torch: ten seconds and more
+        import torch
 
         from lzsweep.train.fit import train
 
