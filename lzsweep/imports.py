@@ -59,6 +59,11 @@ def import_lightning() -> None:
         import pytorch_lightning  # noqa: F401
 
 
+def has_compiler() -> bool:
+    """Whether torch's compiler is imported, so that something may be compiled."""
+    return COMPILER in sys.modules and not _is_later(COMPILER)
+
+
 class _Later(ModuleType):
     """A module that is imported when something is asked of it that is not known without it."""
 

@@ -7,4 +7,8 @@ ignore_signals()  # before the imports of many seconds, in which a signal would 
 import_lightning()
 
 import lzsweep.sweep.judge  # noqa: E402
-import lzsweep.train.fit  # noqa: E402, F401
+import lzsweep.train.data  # noqa: E402
+import lzsweep.train.fit  # noqa: E402
+import lzsweep.train.logger  # noqa: E402
+import lzsweep.train.module  # noqa: E402
+import lzsweep.train.schedule  # noqa: E402, F401

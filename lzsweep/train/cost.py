@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -28,6 +29,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lzsweep.config import COSTS
 from lzsweep.errors import ConfigError
+from lzsweep.imports import has_compiler
 
 BATCH = 256
 """Positions evaluated at a time where that is quick."""
@@ -119,8 +121,8 @@ class Cost(Callback):
         module.eval()
         try:
             # Compiled parts run as they were written: to compile them would take a minute.
-            eager = torch.compiler.set_stance("force_eager")
-            with isolate_rng(), torch.no_grad(), eager, plugin.forward_context():
+            stance = torch.compiler.set_stance("force_eager") if has_compiler() else nullcontext()
+            with isolate_rng(), torch.no_grad(), stance, plugin.forward_context():
                 costs["cost/flops"] = count_flops(evaluate(1))
                 costs["cost/positions_per_s"] = _speed(evaluate, device)
         finally:

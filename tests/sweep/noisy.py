@@ -8,6 +8,8 @@ import warnings
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch.utils.data import DataLoader, Dataset
 
+from lzsweep.imports import has_compiler
+
 
 class Talking(Dataset[int]):
     """Says something in the process of the loader."""
@@ -21,10 +23,13 @@ class Talking(Dataset[int]):
 
 
 class Noisy(Callback):
-    """Talks when training begins."""
+    """Talks when training begins and ends."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         print("said by print")
         warnings.warn("said by a warning", stacklevel=1)
         os.write(2, b"said below Python\n")
         list(DataLoader(Talking(), num_workers=1))
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        print("the compiler was imported:", has_compiler())

@@ -63,6 +63,7 @@ def test_a_trial_trained_again_gives_the_same_curve(cli: Cli, work: Path, cache:
     logs = (work / "multirun/a/0/seed2/trial.log").read_text()
     for said in ("by print", "by a warning", "below Python", "by a loader's worker"):
         assert f"said {said}" in logs
+    assert "the compiler was imported: False" in logs, "each trial would import it anew"
     code, out, err = cli("rerun", "a", "--trial", "0", "--seed", "2")
     assert code == 0, err
     assert out.count(" now: the same") == 1
