@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import socket
 import ssl
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from sqlalchemy.engine import URL
@@ -38,6 +38,7 @@ from lzsweep.tracking.shared import (
     names_of,
     open_home,
 )
+from lzsweep.tracking.tls import PASSWORD, Tls
 
 HOME = Path("~/.local/share/lzsweep/server")
 POSTGRES_PORT = 5433
@@ -73,6 +74,10 @@ class Shared:
     postgres_port: int
     allowed_hosts: str | None = None
 
+    @property
+    def folder(self) -> Path:
+        return self.home.expanduser()
+
 
 @serve_app.callback()
 def serve_command(
@@ -101,25 +106,37 @@ def serve_command(
         typer.Option(help="Names by which users may reach it, the first in what is printed."),
     ] = None,
     ssl_keyfile: Annotated[
-        Path | None, typer.Option(help="TLS: the private key; uvicorn's options, all three.")
+        Path | None,
+        typer.Option(help=f"TLS, as uvicorn has it: the private key, its password in {PASSWORD}."),
     ] = None,
     ssl_certfile: Annotated[Path | None, typer.Option(help="TLS: the certificate.")] = None,
     ssl_ca_certs: Annotated[
         Path | None,
         typer.Option(help="TLS: clients must have a certificate, signed by one of these."),
     ] = None,
+    ssl_cert_reqs: Annotated[
+        int | None,
+        typer.Option(
+            min=0, max=2, help="TLS: whether they must, as in Python's ssl: 2 yes, 0 no."
+        ),
+    ] = None,
+    ssl_version: Annotated[
+        int | None, typer.Option(help="TLS: the protocol, a number of Python's ssl.")
+    ] = None,
+    ssl_ciphers: Annotated[str | None, typer.Option(help="TLS: as OpenSSL lists them.")] = None,
 ) -> None:
     """Serve the runs recorded in this folder to this machine, until Ctrl-C."""
     if context.invoked_subcommand is not None:
         return
     if max_upload_gb <= 0:
         raise UserError(f"--max-upload-gb must be above 0, but got {max_upload_gb}")
+    tls = Tls(ssl_keyfile, ssl_certfile, ssl_ca_certs, ssl_cert_reqs, ssl_version, ssl_ciphers)
     options = ServerOptions(
         database,
         artifacts,
         host,
         port,
-        uvicorn=_tls(ssl_keyfile, ssl_certfile, ssl_ca_certs),
+        tls=tls.open_context(),
         max_upload_bytes=int(max_upload_gb * 1e9),
     )
     if shared:
@@ -127,29 +144,6 @@ def serve_command(
     else:
         _serve_here(options)
     print("stopped")
-
-
-def _tls(keyfile: Path | None, certfile: Path | None, ca_certs: Path | None) -> dict[str, Any]:
-    """Uvicorn's arguments."""
-    given = {"ssl_keyfile": keyfile, "ssl_certfile": certfile, "ssl_ca_certs": ca_certs}
-    files = {name: str(path) for name, path in given.items() if path is not None}
-    if missing := [path for path in files.values() if not Path(path).is_file()]:
-        raise UserError(f"files for TLS must exist, but {', '.join(missing)} does not")
-    if files and not {"ssl_keyfile", "ssl_certfile"} <= set(files):
-        raise UserError("TLS takes both --ssl-keyfile and --ssl-certfile")
-    if not files:
-        return {}
-    try:
-        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=ca_certs).load_cert_chain(
-            files["ssl_certfile"], files["ssl_keyfile"], password=""
-        )
-    except (OSError, ValueError) as error:
-        raise UserError(
-            "TLS takes a private key without a passphrase, the certificate for it and, as"
-            f" --ssl-ca-certs, certificates, all as PEM, but {', '.join(files.values())}: {error}"
-        ) from error
-    # Without this the names of those who sign would be taken and nobody be asked.
-    return files | ({"ssl_cert_reqs": ssl.CERT_REQUIRED} if ca_certs else {})
 
 
 def _serve_here(options: ServerOptions) -> None:
@@ -165,7 +159,7 @@ def _serve_here(options: ServerOptions) -> None:
         )
     resolve_uri(options.database)
     with listen(options.host, options.port) as taken:
-        here = _address(options.host, taken.getsockname()[1], options.uvicorn)
+        here = _address(options.host, taken.getsockname()[1], options.tls)
         print(f"opening {options.database} ...", flush=True)
 
         def when_ready() -> None:
@@ -177,21 +171,21 @@ def _serve_here(options: ServerOptions) -> None:
 
 def _serve_shared(options: ServerOptions, shared: Shared) -> None:
     host = options.host
-    if host not in ("127.0.0.1", "localhost", "::1") and not options.uvicorn:
+    if host not in ("127.0.0.1", "localhost", "::1") and options.tls is None:
         print("note: without TLS (--ssl-keyfile, --ssl-certfile) passwords travel in plain text")
     with (
         listen(host, options.port) as taken,
-        open_home(shared.home.expanduser()) as home,
-        _databases(home, host, shared) as server,
+        open_home(shared.folder) as home,
+        _databases(shared, host, home) as server,
     ):
         port = taken.getsockname()[1]
         names = [name.strip() for name in (shared.allowed_hosts or "").split(",") if name.strip()]
         name = names[0].partition(":")[0] if names else ""
         name = name if name and "*" not in name else _reachable(host)
-        here = _address(name, port, options.uvicorn)
-        storage = server.set(drivername="postgresql", database=STUDIES)
+        here = _address(name, port, options.tls)
+        storage = _storage(server, shared).set(drivername="postgresql")
         if not shared.postgres:
-            storage = storage.set(host=name, username=STUDIES)
+            storage = storage.set(host=name)
 
         def when_ready() -> None:
             lines = home.write_user_files(here, storage, with_password=not shared.postgres)
@@ -214,17 +208,34 @@ def _serve_shared(options: ServerOptions, shared: Shared) -> None:
 
 
 @contextmanager
-def _databases(home: Home, host: str, shared: Shared) -> Iterator[URL]:
-    """The PostgreSQL of a shared server while the body runs: its address, as MLflow's role."""
+def _databases(shared: Shared, host: str, home: Home | None) -> Iterator[URL]:
+    """The PostgreSQL of a shared server while the body runs: its address, as MLflow's role.
+
+    Args:
+        shared: which one.
+        host: address that its own one listens at.
+        home: where its own one is started; None where it runs.
+    """
     if shared.postgres:
         server = existing_server(shared.postgres)
         ensure_databases(server)
         yield server
         return
-    place = home.place(host, shared.postgres_port)
-    os.environ["PGPASSFILE"] = str(home.write_passfile(place.port))
-    with running(place, home.secrets.superuser, home.databases()):
-        yield URL.create("postgresql+psycopg", MLFLOW, host="127.0.0.1", port=place.port)
+    port = shared.postgres_port
+    own = URL.create("postgresql+psycopg", MLFLOW, host="127.0.0.1", port=port)
+    if home is None:
+        os.environ["PGPASSFILE"] = str(shared.folder / "pgpass")
+        yield own
+        return
+    os.environ["PGPASSFILE"] = str(home.write_passfile(port))
+    with running(home.place(host, port), home.secrets.superuser, home.databases()):
+        yield own
+
+
+def _storage(server: URL, shared: Shared) -> URL:
+    """The study database; in our own PostgreSQL it has a role that may come from elsewhere."""
+    studies = server.set(database=STUDIES)
+    return studies if shared.postgres else studies.set(username=STUDIES)
 
 
 def _render(server: URL, database: str) -> str:
@@ -235,9 +246,9 @@ def _reachable(host: str) -> str:
     return socket.getfqdn() if host in ("0.0.0.0", "::") else host
 
 
-def _address(host: str, port: int, uvicorn: Mapping[str, Any]) -> str:
+def _address(host: str, port: int, tls: ssl.SSLContext | None) -> str:
     shown = f"[{host}]" if ":" in host else host
-    return f"{'https' if uvicorn else 'http'}://{shown}:{port}"
+    return f"{'http' if tls is None else 'https'}://{shown}:{port}"
 
 
 @dataclass(frozen=True)
@@ -307,29 +318,19 @@ _add_command("restore", _Saved.put_back)
 @contextmanager
 def _all_databases(shared: Shared, *, alone: bool = False) -> Iterator[dict[str, str]]:
     """The addresses of a shared server's databases; ours is started where it does not run."""
-    home = shared.home.expanduser()
-    if not (home / "secrets.json").exists() and not shared.postgres:
-        raise UserError(f"a shared server's folder must exist, but {home} is none; set --home")
-    is_served = not shared.postgres and is_open(home)
+    folder = shared.folder
+    if not (folder / "secrets.json").exists() and not shared.postgres:
+        raise UserError(f"a shared server's folder must exist, but {folder} is none; set --home")
+    is_served = not shared.postgres and is_open(folder)
     if is_served and alone:
-        raise UserError(f"the server of {home} must be stopped first, but it runs")
-    if is_served:
-        os.environ["PGPASSFILE"] = str(home / "pgpass")
-        own = URL.create("postgresql+psycopg", MLFLOW, host="127.0.0.1", port=shared.postgres_port)
-        yield _owned(own)
-    elif shared.postgres:
-        server = existing_server(shared.postgres)
-        ensure_databases(server)
-        yield {name: _render(server, name) for name in (MLFLOW, AUTH, STUDIES)}
-    else:
-        with open_home(home) as opened, _databases(opened, "127.0.0.1", shared) as server:
-            yield _owned(server)
-
-
-def _owned(server: URL) -> dict[str, str]:
-    studies = server.set(username=STUDIES)
-    owners = {MLFLOW: server, AUTH: server, STUDIES: studies}
-    return {name: _render(owner, name) for name, owner in owners.items()}
+        raise UserError(f"the server of {folder} must be stopped first, but it runs")
+    is_started_here = not shared.postgres and not is_served
+    with (
+        open_home(folder) if is_started_here else nullcontext() as home,
+        _databases(shared, "127.0.0.1", home) as server,
+    ):
+        urls = {name: _render(server, name) for name in (MLFLOW, AUTH)}
+        yield {**urls, STUDIES: _render(_storage(server, shared), STUDIES)}
 
 
 @serve_app.command(

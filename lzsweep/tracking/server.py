@@ -16,6 +16,7 @@ import os
 import signal
 import socket
 import sqlite3
+import ssl
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import closing
@@ -58,7 +59,7 @@ class ServerOptions:
         host: address to listen at.
         port: 0 takes a free one.
         environment: further variables for MLflow, such as those of its authentication.
-        uvicorn: further arguments of `uvicorn.Config`, such as those for TLS.
+        tls: what it encrypts with; None for plain text.
         with_passwords: whether MLflow's basic authentication guards it.
         max_upload_bytes: limit of a file that a client uploads.
     """
@@ -68,7 +69,7 @@ class ServerOptions:
     host: str = "127.0.0.1"
     port: int = 5000
     environment: Mapping[str, str] = field(default_factory=dict)
-    uvicorn: Mapping[str, Any] = field(default_factory=dict)
+    tls: ssl.SSLContext | None = None
     with_passwords: bool = False
     max_upload_bytes: int = MAX_UPLOAD_BYTES
 
@@ -125,15 +126,17 @@ def serve(options: ServerOptions, taken: socket.socket, when_ready: Callable[[],
 
     config = uvicorn.Config(
         app,
-        **{
-            "log_level": "warning",
-            "timeout_graceful_shutdown": _STOP_S,
-            "timeout_keep_alive": _KEEP_S,
-            "server_header": False,
-            **options.uvicorn,
-        },
+        log_level="warning",
+        timeout_graceful_shutdown=_STOP_S,
+        timeout_keep_alive=_KEEP_S,
+        server_header=False,
+        ssl_context_factory=_always(options.tls),
     )
     _run(Server(config), taken)
+
+
+def _always(tls: ssl.SSLContext | None) -> Callable[..., ssl.SSLContext] | None:
+    return None if tls is None else lambda *_: tls
 
 
 def _run(server: uvicorn.Server, taken: socket.socket) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import socket
+import ssl
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,12 +24,16 @@ from mlflow import MlflowClient
 
 from benchmarks.shared import NOBODY, SharedServer, as_ordinary_user, free_port, open_folder
 from lzsweep.tracking.postgres import find_program
+from lzsweep.tracking.tls import PASSWORD as PASSWORD_VARIABLE
 from tests.sweep.conftest import Cli
 from tests.sweep.test_sweep import wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.server]
 PASSWORD = "a:b \\c%40'é"
 """What libpq, a URL, an ini file and SQL might each take for something of their own."""
+KEY_PASSWORD = "of the key: é"
+CIPHERS = "ECDHE-ECDSA-AES256-GCM-SHA384"
+"""The one cipher that is taken below TLS 1.3."""
 
 
 @dataclass(frozen=True)
@@ -102,8 +108,8 @@ def existing(folder: Path) -> Iterator[Existing]:
     process.wait()
 
 
-def make_certificate(folder: Path, name: str) -> tuple[Path, Path]:
-    """A key and the certificate that it signs for itself."""
+def make_certificate(folder: Path, name: str, password: str = "") -> tuple[Path, Path]:
+    """A key, by a password if there is one, and the certificate that it signs for itself."""
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
     now = datetime.now(UTC)
@@ -124,7 +130,9 @@ def make_certificate(folder: Path, name: str) -> tuple[Path, Path]:
     private = key.private_bytes(
         serialization.Encoding.PEM,
         serialization.PrivateFormat.PKCS8,
-        serialization.NoEncryption(),
+        serialization.BestAvailableEncryption(password.encode())
+        if password
+        else serialization.NoEncryption(),
     )
     public = certificate.public_bytes(serialization.Encoding.PEM)
     paths = folder / f"{name}.key", folder / f"{name}.pem"
@@ -137,17 +145,18 @@ def make_certificate(folder: Path, name: str) -> tuple[Path, Path]:
 def test_over_tls_and_an_existing_postgresql(
     existing: Existing, folder: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    key, certificate = make_certificate(folder, "server")
+    key, certificate = make_certificate(folder, "server", KEY_PASSWORD)
     client_key, client_certificate = make_certificate(folder, "client")
     both = folder / "both.pem"
     both.write_bytes(client_key.read_bytes() + client_certificate.read_bytes())
     tls = [
         *("--ssl-keyfile", str(key), "--ssl-certfile", str(certificate)),
-        *("--ssl-ca-certs", str(client_certificate)),
+        *("--ssl-ca-certs", str(client_certificate), "--ssl-cert-reqs", "2"),
+        *("--ssl-version", str(int(ssl.PROTOCOL_TLS_SERVER)), "--ssl-ciphers", CIPHERS),
     ]
     postgres = ["--postgres", f"postgresql://lab@127.0.0.1:{existing.port}"]
-    passfile = {"PGPASSFILE": str(existing.passfile)}
-    server = SharedServer(folder, *postgres, *tls, environment=passfile)
+    secrets = {"PGPASSFILE": str(existing.passfile), PASSWORD_VARIABLE: KEY_PASSWORD}
+    server = SharedServer(folder, *postgres, *tls, environment=secrets)
     try:
         server.start()
         assert server.uri == f"https://127.0.0.1:{server.port}"
@@ -155,6 +164,7 @@ def test_over_tls_and_an_existing_postgresql(
         assert server.environment["LZSWEEP_STORAGE"] == storage
         assert not (server.home / "postgres").exists()
         check_who_gets_in(server, certificate, both)
+        check_ciphers(server, certificate, both)
         check_a_run(server, certificate, both, cli, monkeypatch)
         check_password_is_nowhere(server, existing)
         assert server.stop() == 0
@@ -179,6 +189,23 @@ def check_who_gets_in(server: SharedServer, certificate: Path, both: Path) -> No
         requests.get(url.replace("https", "http"), auth=admin, timeout=30)
 
 
+def check_ciphers(server: SharedServer, certificate: Path, both: Path) -> None:
+    def shake_hands(ciphers: str) -> tuple[str, str, int] | None:
+        context = ssl.create_default_context(cafile=certificate)
+        context.load_cert_chain(both)
+        context.maximum_version = ssl.TLSVersion.TLSv1_2  # above it has ciphers of its own
+        context.set_ciphers(ciphers)
+        with (
+            socket.create_connection(("127.0.0.1", server.port)) as line,
+            context.wrap_socket(line, server_hostname="127.0.0.1") as safe,
+        ):
+            return safe.cipher()
+
+    assert (shake_hands("ECDHE-ECDSA-AES128-GCM-SHA256:" + CIPHERS) or ("",))[0] == CIPHERS
+    with pytest.raises(OSError, match=r"(?i)eof|handshake|reset"):
+        shake_hands("ECDHE-ECDSA-AES128-GCM-SHA256")
+
+
 def check_a_run(
     server: SharedServer, certificate: Path, both: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -198,9 +225,11 @@ def check_a_run(
 
 def check_password_is_nowhere(server: SharedServer, existing: Existing) -> None:
     for process in psutil.process_iter(["cmdline"]):
-        assert PASSWORD not in " ".join(process.info["cmdline"] or ())
+        words = " ".join(process.info["cmdline"] or ())
+        assert not any(secret in words for secret in (PASSWORD, KEY_PASSWORD))
     for path in (*server.home.rglob("*"), server.log):
-        assert not path.is_file() or PASSWORD.encode() not in path.read_bytes(), path
+        text = path.read_bytes() if path.is_file() else b""
+        assert not any(secret.encode() in text for secret in (PASSWORD, KEY_PASSWORD)), path
     with existing.connect("postgres") as database:
         names = {name for (name,) in database.execute("SELECT datname FROM pg_database")}
     assert {"mlflow", "mlflow_auth", "lzsweep"} <= names
@@ -218,8 +247,11 @@ def check_backup(server: SharedServer, existing: Existing, postgres: list[str]) 
         assert database.execute("SELECT key FROM latest_metrics").fetchall() == [("m",)]
 
 
-def test_mistakes_are_one_line(cli: Cli, work: Path, existing: Existing) -> None:
+def test_mistakes_are_one_line(
+    cli: Cli, work: Path, existing: Existing, monkeypatch: pytest.MonkeyPatch
+) -> None:
     key, certificate = make_certificate(work, "server")
+    locked, its = make_certificate(work, "locked", KEY_PASSWORD)
     _, other = make_certificate(work, "other")
     (work / "text.pem").write_text("no certificate")
 
@@ -229,12 +261,25 @@ def test_mistakes_are_one_line(cli: Cli, work: Path, existing: Existing) -> None
         assert len(err.splitlines()) == 1, err
         return err
 
-    assert "files for TLS must exist, but no.pem does not" in refused("--ssl-keyfile", "no.pem")
-    assert "takes both --ssl-keyfile and" in refused("--ssl-certfile", str(certificate))
     pair = ("--ssl-keyfile", str(key), "--ssl-certfile")
+    whole = (*pair, str(certificate))
+    assert "there is no no.pem" in refused(*pair, "no.pem")
+    for alone in (("--ssl-keyfile", str(key)), ("--ssl-ciphers", CIPHERS)):
+        assert f"takes --ssl-certfile too, but got {alone[0]} alone" in refused(*alone)
     for wrong in (str(other), "text.pem"):
-        assert f"all as PEM, but {key}, {wrong}: " in refused(*pair, wrong)
-    assert "all as PEM" in refused(*pair, str(certificate), "--ssl-ca-certs", "text.pem")
+        assert f"all as PEM, the key's password in {PASSWORD_VARIABLE}, but" in refused(
+            *pair, wrong
+        )
+    assert "all as PEM" in refused("--ssl-certfile", str(certificate)), "there is no key in it"
+    assert "all as PEM" in refused(*whole, "--ssl-ca-certs", "text.pem")
+    assert "--ssl-ca-certs must name who signs them" in refused(*whole, "--ssl-cert-reqs", "2")
+    assert "--ssl-ciphers nonsense: " in refused(*whole, "--ssl-ciphers", "nonsense")
+    for version in (int(ssl.PROTOCOL_TLS_CLIENT), 99):
+        assert f"--ssl-version {version}: " in refused(*whole, "--ssl-version", str(version))
+    guarded = ("--ssl-keyfile", str(locked), "--ssl-certfile", str(its))
+    for password in ("", "wrong"):  # and nobody is asked at the terminal
+        monkeypatch.setenv(PASSWORD_VARIABLE, password)
+        assert f"the key's password in {PASSWORD_VARIABLE}" in refused(*guarded)
     nobody = f"postgresql://nobody@127.0.0.1:{existing.port}"
     shared = ("--shared", "--home", str(work / "home"))
     err = refused(*shared, "--postgres", nobody)
