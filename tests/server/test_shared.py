@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import stat
 import threading
@@ -12,21 +13,26 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import mlflow
+import numpy as np
 import psutil
 import psycopg
 import pytest
 import requests
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 
 from benchmarks.crowd import count_metrics, log_at_once, make_runs
 from benchmarks.shared import SharedServer, shared_server
 from lzsweep.errors import UserError
+from lzsweep.go.weights import read_weights
 from lzsweep.sweep.studies import find_study, open_study
 from lzsweep.tracking.delivery import deliver
 from lzsweep.tracking.journal import Journal, read_records
 from lzsweep.tracking.outbox import UNDELIVERABLE_NAME, is_delivered, run_id_of
 from lzsweep.tracking.postgres import write_secret
 from lzsweep.tracking.shared import allowed, existing_server, is_open, names_of, open_home
+from lzsweep.train.player import Player, planes_after
 from tests.server.conftest import STUDY
 from tests.sweep.conftest import FAULTY, Cli, check_study, faulty
 from tests.sweep.fork import let_go_on, wait_for_trials
@@ -344,6 +350,51 @@ def test_a_sweep_goes_on_when_the_whole_server_was_killed(
     for path in faulty.rglob("*"):
         assert not path.is_file() or not known_in(path.read_bytes(), user), path
     assert find_study(storage, NIGHT) is not None
+
+
+def test_the_winner_gets_out_through_passwords_alone(
+    user: SharedServer, cli: Cli, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = ("study.n_trials=1", "network.blocks=1", "network.filters=4")
+    cli.sweep("study.name=winner", *small, "lr=interval(0.01,0.02)", "hydra.sweep.dir=multirun/w")
+    run_id = cli.status("winner")["best"]["run_id"]
+    champion = "models:/way-out@champion"
+    commands = [
+        ("promote", "winner", "--name", "way-out"),
+        ("export", champion, "-o", "model.txt.gz"),
+        ("export", run_id, "-o", "run.txt.gz"),
+        ("export", "winner", "-o", "study.txt.gz"),
+    ]
+    for command in commands:
+        if command[1] == "winner" and command[0] == "export":
+            shutil.rmtree(work / "multirun")  # as on another machine
+        code, out, err = cli(*command)
+        assert code == 0, err
+        assert not known_in((out + err).encode(), user)
+    kept = [read_weights(work / f"{name}.txt.gz") for name in ("model", "run", "study")]
+    boards = planes_after(["Q16", "D4"])[None]
+    answers = [Player(weights).predict(boards) for weights in kept]
+    mlflow.set_tracking_uri(user.uri)
+    answers.append(mlflow.pyfunc.load_model(champion).predict(boards))
+    for answer in answers[1:]:
+        np.testing.assert_array_equal(answer["policy"], answers[0]["policy"])
+        np.testing.assert_array_equal(answer["value"], answers[0]["value"])
+
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "not-the-one")
+    for command in commands:
+        code, out, err = cli(*command)
+        assert (code, out, err.count("\n")) == (2, "", 1), err
+        assert "it refuses our name or password (set MLFLOW_TRACKING_USERNAME" in err
+        assert "not-the-one" not in err
+    with pytest.raises(MlflowException, match="401"):
+        mlflow.pyfunc.load_model(champion)
+    monkeypatch.setenv("PGPASSFILE", str(work / "none"))
+    monkeypatch.setenv("PGPASSWORD", "not-the-one")
+    for command in commands[::3]:
+        code, out, err = cli(*command)
+        assert (code, out, err.count("\n")) == (2, "", 1), err
+        assert "password authentication failed" in err
+        assert "not-the-one" not in err
 
 
 def test_killed_alone_it_stops_the_database_it_left(shared: SharedServer) -> None:
