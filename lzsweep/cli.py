@@ -147,7 +147,9 @@ def _refuse_unknown_word(arguments: Sequence[str]) -> None:
 def _refuse_passwords(arguments: Sequence[str]) -> None:
     # What is typed ends in shell histories, process lists, saved configs and names of runs.
     for argument in arguments:
-        if re.search(r"://[^/@:]*:[^/@]+@|://\S*[?&](password|passwd|pwd)=[^&]", argument):
+        if re.search(
+            r"://[^/?#@:]*:(?!\d+[/?#])[^@]+@|://\S*[?&](password|passwd|pwd)=[^&]", argument
+        ):
             raise UserError(
                 f"a password must not stand in a command line, but {redact(argument)} holds one;"
                 " put it into PGPASSFILE or LZSWEEP_STORAGE, MLFLOW_TRACKING_PASSWORD or"

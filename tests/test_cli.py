@@ -67,6 +67,7 @@ def refused(run: Cli, *arguments: str) -> str:
         ([*SWEEP, "study.storage=sqlite:///mlflow.db"], "must be two databases"),
         ([*SWEEP, "study.storage='sqlite:///:memory:'"], "a file, which its workers share"),
         ([*SWEEP, "study.storage=postgresql://me:pw@host/x"], "must not stand in a command line"),
+        ([*SWEEP, "study.storage=postgresql://me:p/w@host/x"], "storage=postgresql://***@host/x"),
         (["tracking.uri=http://me:pw@host"], "but tracking.uri=http://***@host holds one"),
         (["list", "--storage", "postgresql://me:pw@host/x"], "must not stand in a command line"),
         (["sync", "--uri=http://me:pw@host"], "but --uri=http://***@host holds one"),

@@ -24,7 +24,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from lzsweep.errors import UserError
-from lzsweep.tracking.client import sqlite_file
+from lzsweep.tracking.client import redact, sqlite_file
 
 GRACE_S = 60
 """Silence after which a worker on another machine counts as lost."""
@@ -67,7 +67,7 @@ def first_line(error: BaseException | None) -> str:
     """The first line of an error's root cause; SQLAlchemy puts pages behind it."""
     while error is not None and error.__cause__ is not None:
         error = error.__cause__
-    return (str(error).strip().splitlines() or [""])[0]
+    return redact((str(error).strip().splitlines() or [""])[0])
 
 
 def patiently(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -97,9 +97,9 @@ def absolute_url(url: str) -> str:
     """
     try:
         parsed = make_url(url)
-    except SQLAlchemyError as error:
+    except (SQLAlchemyError, ValueError) as error:  # the latter of a port that is no number
         raise UserError(
-            f"study.storage must be the URL of a database, but got {url!r};"
+            f"study.storage must be the URL of a database, but got {shown_url(url)!r};"
             " write sqlite:///FILE or postgresql://USER@HOST/DATABASE"
         ) from error
     if file := sqlite_file(url):
@@ -134,11 +134,9 @@ def network_mount(file: Path) -> str | None:
 
 
 def shown_url(url: str) -> str:
-    """The URL for people: without its password."""
-    try:
-        return make_url(url).render_as_string(hide_password=True)
-    except SQLAlchemyError:
-        return url  # no URL at all
+    """The URL for people: without its password, wherever that stands."""
+    shown = redact(url)
+    return shown if "://" in url else shown.rpartition("@")[2]  # mistyped, and no URL at all
 
 
 def open_storage(url: str) -> RDBStorage:

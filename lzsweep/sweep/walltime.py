@@ -20,6 +20,7 @@ from lzsweep.sweep.signals import Signals
 from lzsweep.sweep.slurm import this_job
 from lzsweep.sweep.space import Point
 from lzsweep.sweep.study import Study
+from lzsweep.tracking.recorder import DELIVERY_S
 
 EARLY_S = 60.0
 """Slurm may send the signal before the time limit so much earlier than it was asked to."""
@@ -45,7 +46,8 @@ class Walltime:
         self._job = this_job()
         ends = self._job.ends if self._job else None
         self._told = None if ends is None else ends - signal_delay_s
-        self._leaves = None if ends is None else ends - min(LEAVE_S, signal_delay_s / 2)
+        self._leave_s = min(LEAVE_S, signal_delay_s / 2)
+        self._leaves = None if ends is None else ends - self._leave_s
         self._is_full = threading.Event()
         self._progressed = threading.Event()
 
@@ -61,6 +63,12 @@ class Walltime:
     def is_over(self) -> bool:
         """Whether what trains must end now, so that the job still leaves in order."""
         return self._leaves is not None and self._clock() > self._leaves
+
+    def delivery_s(self) -> float:
+        """Time for what is left to be delivered: the job keeps half of what it has to leave."""
+        if self._leaves is None:
+            return DELIVERY_S
+        return min(DELIVERY_S, max(0.0, self._leaves + self._leave_s / 2 - self._clock()))
 
     def progress(self) -> None:
         """Note that a trial of this job reached a checkpoint."""

@@ -109,6 +109,7 @@ class Worker:
         self._unheard: set[int] = set()  # slots whose last claim got no answer
         self._stopping = threading.Event()
         self._fault: Exception | None = None
+        self._undertakers: list[threading.Thread] = []
         self._walltime = Walltime(study, HydraConfig.get().launcher.get("signal_delay_s") or 0)
         self._code = _changed_code(self._record)
 
@@ -134,6 +135,8 @@ class Worker:
                     self._interrupt()
                 for thread in threads:
                     thread.join(WATCH_S / len(threads))
+            for thread in self._undertakers:
+                thread.join()
             try:
                 if is_over := self._is_over():
                     if self._recorder:
@@ -141,7 +144,7 @@ class Worker:
                     finish_study(self._study, self._cfg.tracking.uri)
             finally:
                 if self._recorder:
-                    self._recorder.close()
+                    self._recorder.close(self._walltime.delivery_s())
             if self._fault:
                 raise LzsweepError(
                     f"worker {self._name} ended: {reason_of(self._fault)}; its trials went back to"
@@ -426,11 +429,23 @@ class Worker:
         if not failure:
             _logger.warning("trial %d goes on: its %s", trial.number, reason)
         elif self._recorder:
-            tags = {"lzsweep.state": "error", "lzsweep.reason": failure}
-            folder = self._folder / str(trial.number)
-            publish_best_of_dead(folder)
-            for run in (*open_seeds(folder), folder):
-                self._recorder.end(run, "FAILED", tags=tags, artifacts={WEIGHTS_FILE: ""})
+            # Aside: its network takes seconds, in which nobody here would be heard to be alive.
+            thread = threading.Thread(
+                target=self._guard,
+                args=(self._bury, trial, failure),
+                name=f"end of {trial.number}",
+            )
+            thread.start()
+            self._undertakers.append(thread)
+
+    def _bury(self, trial: Trial, reason: str) -> None:
+        """Publish the network of a trial that others lost for good, and end its runs."""
+        assert self._recorder
+        folder = self._folder / str(trial.number)
+        publish_best_of_dead(folder)
+        tags = {"lzsweep.state": "error", "lzsweep.reason": reason}
+        for run in (*open_seeds(folder), folder):
+            self._recorder.end(run, "FAILED", tags=tags, artifacts={WEIGHTS_FILE: ""})
 
 
 def _changed_code(record: Record) -> dict[str, str]:

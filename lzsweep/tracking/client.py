@@ -27,7 +27,11 @@ HIDDEN = "***"
 """What stands where a secret was."""
 
 _SQLITE = "sqlite:///"
-_USERINFO = re.compile(r"(?<=://)[^\s/?#'\"]*@")
+# The second form is no right address, but SQLAlchemy takes it: a password with `/`, `?` or `#`. A
+# port is none.
+_USERINFO = re.compile(
+    r"(?<=://)(?:[^\s/?#'\"]*|[^\s/?#:@'\"]*:(?!\d+[/?#])[^\s@'\"]*)@",
+)
 _SECRET_FIELD = re.compile(r"(?i)\b(password|passwd|pwd|token|secret|access_key)=[^&\s'\"]+")
 
 # A server that does not answer costs one short wait: the senders do the retrying, from the disk.

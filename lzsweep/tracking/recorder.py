@@ -126,7 +126,7 @@ class Recorder:
             _logger.warning("the end of the run in %s cannot be noted yet: %s", folder, error)
             self._owed.append(note)
 
-    def close(self) -> None:
+    def close(self, timeout_s: float = DELIVERY_S) -> None:
         """Deliver what is left, for a limited time, and say what `lzsweep sync` will have to."""
         self._sampler.close()
         for note in self._owed:
@@ -138,7 +138,7 @@ class Recorder:
                     " command again",
                     error,
                 )
-        if undelivered := self._sender.close(DELIVERY_S):
+        if undelivered := self._sender.close(timeout_s):
             _logger.warning(
                 "MLflow did not take everything of %d runs; deliver it with `lzsweep sync`",
                 len(undelivered),

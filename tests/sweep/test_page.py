@@ -12,10 +12,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from optuna.distributions import CategoricalDistribution, FloatDistribution
+from matplotlib.axis import Axis
+from matplotlib.figure import Figure
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from PIL import Image
 
-from lzsweep.sweep import forkserver
+from lzsweep.sweep import forkserver, plots
 from lzsweep.sweep.findings import Findings, utilisation
 from lzsweep.sweep.page import fingerprint_of, write_report, write_report_aside
 from lzsweep.sweep.plots import draw
@@ -193,6 +195,80 @@ def test_the_replica_has_the_trials_numbers_and_scales(tmp_path: Path) -> None:
     assert rows[6].params["lr"] == pytest.approx(10.0**-2)
     assert rows[6].distributions["lr"].log  # type: ignore[attr-defined]
     assert not rows[6].distributions["optimizer.momentum"].log  # type: ignore[attr-defined]
+
+
+@pytest.fixture
+def figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Figure]:
+    """What was drawn, as it went into the PNGs: two log scales, one of whole numbers."""
+    parameters = (
+        *SPACE.parameters,
+        Parameter("size", IntDistribution(1, 4096, log=True), "tag(log,range(1,4097))"),
+    )
+    space = Space(parameters)
+    trials = [
+        replace(t, params={**t.params, "size": 2 ** (t.number % 12 + 1)}) for t in make_trials()
+    ]
+    drawn: list[Figure] = []
+    to_png = plots._to_png
+
+    def keep(figure: Figure) -> bytes:
+        figure.canvas.draw()  # which sets the texts of the ticks
+        drawn.append(figure)
+        return to_png(figure)
+
+    monkeypatch.setattr(plots, "_to_png", keep)
+    facts = findings(tmp_path, trials, best=(0,), space=space.texts, tree=space.to_json())
+    names = [picture.name for picture in draw(facts) if picture.png]
+    return dict(zip(names, drawn, strict=True))
+
+
+LOG = {"lr": "log", "size": "log"}
+"""The searched scale of a parameter; that of all others is linear."""
+
+
+def test_slices_have_the_scale_that_was_searched(figures: dict[str, Figure]) -> None:
+    panels = {axes.get_xlabel(): axes for axes in figures["slices"].axes if axes.get_xlabel()}
+    assert set(panels) == {"network", "lr", "optimizer.momentum", "batch_size", "size"}
+    for name, axes in panels.items():
+        assert axes.get_xscale() == LOG.get(name, "linear"), name
+        assert axes.get_yscale() == "linear"
+    ticks = [float(t) for t in tick_texts(panels["lr"].xaxis)]
+    assert ticks
+    assert ticks == [10.0 ** round(np.log10(tick)) for tick in ticks], "decades"
+
+
+def tick_texts(axis: Axis) -> list[str]:
+    """Those that are seen."""
+    low, high = sorted(axis.get_view_interval())
+    pairs = zip(axis.get_ticklocs(), axis.get_ticklabels(), strict=True)
+    return [label.get_text() for place, label in pairs if low <= place <= high]
+
+
+def test_parallel_coordinates_have_the_scale_that_was_searched(
+    figures: dict[str, Figure],
+) -> None:
+    first, *others = figures["parallel-coordinates"].axes
+    labels = [label.get_text().replace("\n", "") for label in first.get_xticklabels()]
+    names = [label.removesuffix(" (log)") for label in labels]
+    assert {name for name, label in zip(names, labels, strict=True) if name != label} == set(LOG)
+    twins = dict(zip(names[1:], others[-len(names) + 1 :], strict=True))
+    for name, axes in twins.items():
+        assert axes.get_yscale() == LOG.get(name, "linear"), name
+    for name in LOG:
+        ticks = np.log10([float(text) for text in tick_texts(twins[name].yaxis)])
+        assert len(ticks) >= 2
+        values = [10.0 ** (-n / 3) for n in range(13)] if name == "lr" else [2.0, 4096.0]
+        assert (
+            np.log10(min(values)) - 0.1 <= min(ticks) < max(ticks) <= np.log10(max(values)) + 0.1
+        )
+    assert all(float(text) for text in tick_texts(twins["lr"].yaxis)), "plain digits"
+
+
+def test_what_is_no_parameter_is_linear(figures: dict[str, Figure]) -> None:
+    """Shares, steps, trials and hours have no scale that was searched."""
+    for name in ("history", "curves", "importance", "timeline"):
+        for axes in figures[name].axes:
+            assert (axes.get_xscale(), axes.get_yscale()) == ("linear", "linear"), name
 
 
 def test_utilisation_counts_each_slot_to_its_workers_end(tmp_path: Path) -> None:

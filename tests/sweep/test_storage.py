@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import sqlalchemy
 
+from lzsweep.errors import UserError
+from lzsweep.sweep.storage import open_storage, shown_url
 from lzsweep.sweep.studies import open_study
 from tests.sweep.test_study import make_study
 
@@ -22,3 +24,20 @@ def test_a_study_that_is_opened_keeps_one_connection(url: str) -> None:
     before = n_connections()
     opened = [open_study(url, first.name) for _ in range(5)]
     assert n_connections() == before + len(opened)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "postgresql://me:s3cret@127.0.0.1:1/db",
+        "postgresql://127.0.0.1:1/db?user=me&password=s3cret",
+        "postgresql://me:a/s3cret@127.0.0.1:1/db",
+        "postgresql://me:s3cret@127.0.0.1:one/db",
+        "postgresql:/me:s3cret@127.0.0.1:1/db",
+    ],
+)
+def test_an_address_is_shown_without_its_password(address: str) -> None:
+    assert "127.0.0.1" in shown_url(address)
+    with pytest.raises(UserError, match=r"must (answer|be the URL of a database), but") as caught:
+        open_storage(address)
+    assert "s3cret" not in f"{caught.value} {shown_url(address)}"

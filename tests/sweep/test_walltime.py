@@ -92,6 +92,7 @@ def test_without_a_job_there_is_always_room(study: Study, monkeypatch: pytest.Mo
     finish_one(study, train_s=1e9, n_validations=1)
     assert Walltime(study, DELAY_S).has_room()
     assert not Walltime(study, DELAY_S).is_over()
+    assert Walltime(study, DELAY_S).delivery_s() == 60
 
 
 @pytest.mark.parametrize(("delay_s", "leave_s"), [(DELAY_S, 50.0), (600.0, 60.0)])
@@ -100,6 +101,19 @@ def test_a_job_is_over_while_there_is_time_to_leave(
 ) -> None:
     assert not Walltime(study, delay_s, clock=lambda: ends - leave_s - 1).is_over()
     assert Walltime(study, delay_s, clock=lambda: ends - leave_s + 1).is_over()
+
+
+def test_a_server_that_is_gone_does_not_take_the_time_to_be_requeued(
+    study: Study, ends: float
+) -> None:
+    """What is delivered at the end waits for MLflow, and only then the cluster is asked."""
+
+    def delivery_s(left_s: float) -> float:
+        return Walltime(study, DELAY_S, clock=lambda: ends - left_s).delivery_s()
+
+    assert delivery_s(1000) == 60
+    assert delivery_s(50) == 25, "half of its time to leave"
+    assert delivery_s(20) == 0
 
 
 def test_a_job_that_twice_gets_nowhere_fails(study: Study, ends: float) -> None:

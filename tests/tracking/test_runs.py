@@ -140,12 +140,18 @@ def test_relative_sqlite_path_means_this_folder(
         "postgresql+psycopg://me:s3cret@host:5432/db?sslmode=require",
         "https://me:a:s3cret@x@host",
         "https://s3cret@host",
+        "postgresql://me:a/s3cret#b?c@host/db",  # not right, but SQLAlchemy takes it
         "http://host/?token=s3cret&x=1",
         "host=h password=s3cret user=u",
     ],
 )
 def test_secrets_are_taken_out(text: str) -> None:
     assert "s3cret" not in redact(text) and "host" in redact(text)
+
+
+def test_what_is_no_secret_stays() -> None:
+    for text in ("http://host:5000/#/a@b", "http://host/models:/a@champion and https://b/c@d"):
+        assert redact(text) == text
 
 
 def test_artifacts_lie_beside_the_database(
