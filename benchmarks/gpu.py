@@ -10,8 +10,7 @@ pass, two for a multiplication and an addition.
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -19,8 +18,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
+from benchmarks.ceiling import matmul_ceiling, seconds, training_flops
 from benchmarks.table import Row
-from lzsweep.train.cost import count_flops
 from lzsweep.train.data import GoData, Pick, Rows, gather
 from lzsweep.train.decode import Batch, Decoder
 from lzsweep.train.network import Network
@@ -28,7 +27,6 @@ from lzsweep.train.network import Network
 NETWORKS = {"small": (8, 32, 2048), "big": (6, 128, 2048)}  # blocks, filters, batch size
 DECODE_BATCH = 4096
 MIN_DECODED = 5e6  # positions/s
-_WARM_UP = 10
 
 
 def rows(folder: Path, *, quick: bool) -> Iterator[Row]:
@@ -37,7 +35,7 @@ def rows(folder: Path, *, quick: bool) -> Iterator[Row]:
         return
     device = torch.device("cuda", torch.cuda.current_device())
     n_steps = 5 if quick else 100
-    ceiling = matmul_ceiling(device, n_steps)
+    ceiling = matmul_ceiling(device, torch.bfloat16, n_steps)
     for name, (blocks, filters, batch_size) in NETWORKS.items():
         resident = GoData("bundled", folder / "cache", batch_size=batch_size, device_resident=True)
         ours = train_rate(blocks, filters, resident_batches(resident, device), n_steps, fast=True)
@@ -45,7 +43,7 @@ def rows(folder: Path, *, quick: bool) -> Iterator[Row]:
         peer = train_rate(blocks, filters, loaded, n_steps, fast=False)
         against = f"eager float32, DataLoader, batch {batch_size}"
         yield Row(f"gpu_{name}", against, ours, peer, "positions/s", ">= 1")
-        used = ours * 3 * forward_flops(blocks, filters)
+        used = ours * training_flops(blocks, filters)
         yield Row(f"gpu_{name}_ceiling", "measured bf16 matmul", used, ceiling, "FLOP/s", ">= 0")
     yield decoding(folder / "cache", device, n_steps)
 
@@ -54,7 +52,7 @@ def decoding(cache: Path, device: torch.device, n_steps: int) -> Row:
     """Gathering and decoding on the device."""
     data = GoData("bundled", cache, batch_size=DECODE_BATCH, device_resident=True)
     batches = resident_batches(data, device)
-    rate = DECODE_BATCH / _seconds(lambda: next(batches), n_steps)
+    rate = DECODE_BATCH / seconds(lambda: next(batches), n_steps, device)
     against = f"{MIN_DECODED:.0e} positions/s, batch {DECODE_BATCH}"
     return Row("gpu_decode", against, rate, MIN_DECODED, "positions/s", ">= 1")
 
@@ -124,30 +122,5 @@ def train_rate(
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
 
-    seconds = _seconds(step, n_steps)
-    return n_positions / seconds
-
-
-def forward_flops(blocks: int, filters: int) -> float:
-    """FLOPs of the convolutions and dense layers for one position."""
-    net = Network(blocks, filters)
-    return count_flops(lambda: net(torch.zeros(1, *net.planes_shape())))
-
-
-def matmul_ceiling(device: torch.device, n_steps: int) -> float:
-    """FLOPs a second of a bfloat16 product large enough to keep the device busy."""
-    n = 8192
-    a, b = (torch.randn(n, n, device=device, dtype=torch.bfloat16) for _ in range(2))
-    return 2.0 * n**3 / _seconds(lambda: a @ b, n_steps)
-
-
-def _seconds(work: Callable[[], object], n_times: int) -> float:
-    """Seconds for each call, the device's work included."""
-    for _ in range(_WARM_UP):
-        work()
-    torch.cuda.synchronize()
-    began = time.perf_counter()
-    for _ in range(n_times):
-        work()
-    torch.cuda.synchronize()
-    return (time.perf_counter() - began) / n_times
+    took = seconds(step, n_steps, device)
+    return n_positions / took

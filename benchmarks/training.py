@@ -22,6 +22,7 @@ import pytorch_lightning as pl
 import torch
 from torch.nn import functional as F
 
+from benchmarks.ceiling import matmul_ceiling, training_flops
 from benchmarks.peers import original
 from benchmarks.table import Row
 from lzsweep.cli import main
@@ -85,6 +86,11 @@ def rows(folder: Path, *, quick: bool) -> Iterator[Row]:
     against = "original's eager loop, batches at hand"
     yield Row("train_step", against, ours, peer, unit, ">= 1.9")
     yield Row("train_step_compiled", against, compiled, peer, unit, ">= 2.6")
+    dtype = torch.bfloat16 if resolve_precision("auto", "cpu") == MIXED else torch.float32
+    cpu = torch.device("cpu")
+    most = matmul_ceiling(cpu, dtype, 20) / training_flops(BLOCKS, FILTERS)
+    against = f"all its products as fast as a large {str(dtype)[6:]} one"
+    yield Row("train_step_ceiling", against, max(ours, compiled), most, unit, ">= 0")
     paired = run_lightning(folder / "paired", n_ours, bare=bare_steps(data))
     ours, bare = (_rate(s[n_ours // 4 :]) for s in (paired.ours_s, paired.bare_s))
     yield Row("lightning_path", "our own bare loop, step by step", ours, bare, unit, ">= 0.97")
