@@ -6,6 +6,7 @@ disk; what is open and who is alive is asked with one query.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
@@ -13,9 +14,10 @@ from typing import Any
 
 import sqlalchemy
 import sqlalchemy.orm
-from optuna.distributions import BaseDistribution
+from optuna.distributions import BaseDistribution, distribution_to_json
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import RDBStorage
+from optuna.storages._cached_storage import _CachedStorage, _StudyInfo
 from optuna.storages._rdb import models
 from optuna.storages._rdb.storage import _create_scoped_session
 from optuna.trial import FrozenTrial, TrialState
@@ -32,6 +34,31 @@ class TrialLost(Exception):
     """Another worker took this trial up, so its process here must end."""
 
 
+class KeptRows(_CachedStorage):
+    """Optuna's cache, which reads all that has not ended again, made to spare what waits.
+
+    A waiting row changes only by being started, so it is read once. Of a queued grid that is all
+    but a few rows, and each claim would read them while everybody else waits for the lock.
+    """
+
+    def _read_trials_from_remote_storage(self, study_id: int) -> None:
+        with self._lock:
+            kept = self._studies.setdefault(study_id, _StudyInfo())
+            before = kept.unfinished_trial_ids
+            waited = {t._trial_id for t in kept.trials.values() if t.state == TrialState.WAITING}
+            if waited:
+                waiting = TrialState.WAITING.name
+                waited &= {
+                    row for row, state in open_rows(self._backend, study_id) if state == waiting
+                }
+            newest = max(before | {kept.last_finished_trial_id})
+            rows = self._backend._get_trials(study_id, None, before - waited, newest)
+            self._add_trials_to_cache(study_id, rows)
+            ended = {row._trial_id for row in rows if row.state.is_finished()}
+            kept.unfinished_trial_ids = (before | {row._trial_id for row in rows}) - ended
+            kept.last_finished_trial_id = max(ended | {kept.last_finished_trial_id})
+
+
 @contextmanager
 def lost_when_finished(claim: Claim) -> Iterator[None]:
     """Turn a write into a row that has an end into the loss of the trial that was claimed."""
@@ -39,6 +66,41 @@ def lost_when_finished(claim: Claim) -> Iterator[None]:
         yield
     except UpdateFinishedTrialError as error:
         raise TrialLost(f"trial {claim.trial.number} goes on elsewhere") from error
+
+
+def add_rows(storage: RDBStorage, study_id: int, rows: Sequence[FrozenTrial]) -> None:
+    """Add rows that wait, all of them or none, in far fewer statements than Optuna's one by one.
+
+    Args:
+        storage: with the study.
+        study_id: Optuna's id of it.
+        rows: as `create_trial` makes them, with parameters and system attributes.
+    """
+    with _create_scoped_session(storage.scoped_session) as session:
+        _lock_numbers(session, study_id)
+        n_before = session.query(models.TrialModel).filter_by(study_id=study_id).count()
+        for number, row in enumerate(rows, start=n_before):
+            params = [
+                models.TrialParamModel(
+                    param_name=name,
+                    param_value=d.to_internal_repr(row.params[name]),
+                    distribution_json=distribution_to_json(d),
+                )
+                for name, d in row.distributions.items()
+            ]
+            attributes = [
+                models.TrialSystemAttributeModel(key=key, value_json=json.dumps(value))
+                for key, value in row.system_attrs.items()
+            ]
+            session.add(
+                models.TrialModel(
+                    study_id=study_id,
+                    number=number,
+                    state=row.state,
+                    params=params,
+                    system_attributes=attributes,
+                )
+            )
 
 
 def begin_row(
@@ -114,10 +176,14 @@ def hand_over(
         UpdateFinishedTrialError: the row has an end; nothing was added.
     """
     with _create_scoped_session(storage.scoped_session) as session:
-        # A new row's number is how many there are, so as in Optuna one is made at a time.
-        models.StudyModel.find_or_raise_by_id(study_id, session, for_update=True)
+        _lock_numbers(session, study_id)
         _end(storage, session, row, TrialState.FAIL, None, attributes)
         storage._get_prepared_new_trial(study_id, successor, session)
+
+
+def _lock_numbers(session: sqlalchemy.orm.Session, study_id: int) -> None:
+    # A new row's number is how many there are, so as in Optuna one process makes them at a time.
+    models.StudyModel.find_or_raise_by_id(study_id, session, for_update=True)
 
 
 def _end(
@@ -149,7 +215,7 @@ def open_rows(storage: RDBStorage, study_id: int) -> OpenRows:
         .where(rows.state.in_((TrialState.RUNNING, TrialState.WAITING)))
     )
     with storage.engine.connect() as connection:
-        return frozenset((row, str(state)) for row, state in connection.execute(query))
+        return frozenset((row, state.name) for row, state in connection.execute(query))
 
 
 def find_stale(storage: RDBStorage, running: Sequence[FrozenTrial]) -> list[FrozenTrial]:

@@ -45,7 +45,9 @@ from lzsweep.sweep.record import (
     trial_of,
 )
 from lzsweep.sweep.rows import (
+    KeptRows,
     OpenRows,
+    add_rows,
     begin_row,
     end_row,
     find_stale,
@@ -69,8 +71,10 @@ class Study:
     def __init__(self, storage: RDBStorage, study: optuna.Study) -> None:
         self._storage = storage
         self._study = study
-        self._ended: dict[int, Trial] = {}  # row -> its trial, which changes no more
-        self._ended_points: dict[int, Point | None] = {}  # row -> the point of its trial
+        study._storage = KeptRows(storage)
+        # What was made of a row of Optuna's holds for as long as the cache has the very same row.
+        self._made: dict[int, tuple[FrozenTrial, Trial]] = {}
+        self._made_points: dict[int, tuple[Trial, Point | None]] = {}
         self._lessons: Sequence[FrozenTrial] = ()
         self.name: str = study.study_name
 
@@ -135,10 +139,10 @@ class Study:
         return [self._trial_of(row) for row in self._latest_rows().values()]
 
     def _trial_of(self, row: FrozenTrial) -> Trial:
-        trial = self._ended.get(row._trial_id) or trial_of(row)
-        if row.state.is_finished():
-            self._ended[row._trial_id] = trial
-        return trial
+        made = self._made.get(row._trial_id)
+        if made is None or made[0] is not row:
+            made = self._made[row._trial_id] = row, trial_of(row)
+        return made[1]
 
     def _latest_rows(self) -> dict[int, FrozenTrial]:
         latest: dict[int, tuple[int, FrozenTrial]] = {}
@@ -179,12 +183,11 @@ class Study:
         return {point for t in trials if (point := self._point_of(t)) is not None}
 
     def _point_of(self, trial: Trial) -> Point | None:
-        if trial.row in self._ended_points:
-            return self._ended_points[trial.row]
-        point = point_key(trial.params) if self.space.is_whole(trial.params) else None
-        if trial.is_finished:
-            self._ended_points[trial.row] = point
-        return point
+        made = self._made_points.get(trial.row)
+        if made is None or made[0] is not trial:
+            point = point_key(trial.params) if self.space.is_whole(trial.params) else None
+            made = self._made_points[trial.row] = trial, point
+        return made[1]
 
     def device_hours(self) -> float:
         """Hours of a whole device that all attempts took together, lost ones included."""
@@ -241,6 +244,7 @@ class Study:
         """
         queued = {row.system_attrs.get("enqueued") for row in self.rows()}
         known = self._points(self.trials())
+        new = []
         for point in points:
             is_whole = self.space.is_whole(point)
             text = json.dumps(point, sort_keys=True)
@@ -249,7 +253,7 @@ class Study:
             known.add(point_key(point))
             queued.add(text)
             parameters = [p for p in self.space.active(point) if p.key in point]
-            self._study.add_trial(
+            new.append(
                 create_trial(
                     state=TrialState.WAITING,
                     params={p.name: point[p.key] for p in parameters},
@@ -257,6 +261,7 @@ class Study:
                     system_attrs={} if is_whole else {"enqueued": text},
                 )
             )
+        add_rows(self._storage, self._study._study_id, new)
 
     def claim(self, worker: str, share: float = 1.0, threads: int = 0) -> Claim | None:
         """Take the next attempt to train, or None when there is none right now.

@@ -147,6 +147,33 @@ def test_a_grid_is_queued_once_and_trains_each_point_once(url: str) -> None:
     assert study.is_done()
 
 
+def test_what_waits_is_read_once_and_seen_when_it_begins(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study, other = (make_study(url, n_trials=6, space=GRID) for _ in range(2))
+    with study.lock():
+        study.enqueue(list(GRID.grid()))
+    assert [t.state for t in study.trials()] == ["waiting"] * 6
+    read: list[int] = []
+    all_of_them = RDBStorage._get_trials
+
+    def count(*arguments: Any) -> Any:
+        rows = all_of_them(*arguments)
+        read.append(len(rows))
+        return rows
+
+    first = must_claim(other)
+    monkeypatch.setattr(RDBStorage, "_get_trials", count)
+    assert [t.state for t in study.trials()] == ["running"] + ["waiting"] * 5
+    other.tell(first, "complete", [0.5])
+    second = must_claim(study)
+    assert second.trial.number == 1
+    assert read == [1, 1], "what began, and what ended"
+    assert not other.retry(second.trial, "node lost", max_retries=3)
+    assert [t.attempt for t in study.trials()] == [1, 2, 1, 1, 1, 1]
+    assert must_claim(study).trial.number == 1
+
+
 def test_a_retry_keeps_number_parameters_and_curve(url: str) -> None:
     study = make_study(url)
     claim = must_claim(study)
