@@ -113,19 +113,19 @@ def work_together(url: str, n_trials: int, space: Space) -> list[Trial]:
     for process in processes:
         process.join()
     assert [p.exitcode for p in processes] == [0] * 8
-    trials = open_study(url, "s").trials()
-    assert [t.number for t in trials] == list(range(n_trials))
-    assert {t.state for t in trials} == {"complete"}
-    return trials
+    begun = [t for t in open_study(url, "s").trials() if t.state != "waiting"]
+    assert [t.number for t in begun] == list(range(n_trials))
+    assert {t.state for t in begun} == {"complete"}
+    return begun
 
 
 def test_processes_that_start_together_keep_the_exact_budget(url: str) -> None:
-    assert len(work_together(url, 50, LINE)) == 50
+    assert len(work_together(url, 24, LINE)) == 24
 
 
 @pytest.mark.slow
 def test_processes_that_start_together_train_each_point_of_a_grid_once(url: str) -> None:
-    axes = {"a": range(20), "b": range(20)}
+    axes = {"a": range(21), "b": range(20)}  # some points more than the budget
     parameters = [
         Parameter(name, CategoricalDistribution(list(axis)), ",".join(map(str, axis)))
         for name, axis in axes.items()
