@@ -34,7 +34,7 @@ from lzsweep.sweep.report import (
     make_console,
     say_again,
     say_failure,
-    show_metric,
+    show_values,
     trial_table,
     write_best,
 )
@@ -77,13 +77,9 @@ def list_command(storage: Storage = STUDIES_FILE, format: Output = Format.table)
         table.add_column(column, justify="left" if column in ("study", "best") else "right")
     for study, row in zip(studies, data, strict=True):
         front = study.best()
-        found = "".join(
-            f"{m}={show_metric(v)} "
-            for t in front[:1]
-            for m, v in zip(study.record.metrics, t.values or (), strict=True)
-        )
-        if len(study.record.metrics) > 1:
-            found = f"front of {len(front)}"
+        found = f"front of {len(front)}"
+        if len(study.record.metrics) == 1:
+            found = show_values(study.record.metrics, front[0]) if front else ""
         counts = [str(n) for n in count_states(study.trials()).values()]
         table.add_row(study.name, *counts, str(row["n_trials"]), found)
     make_console().print(table)

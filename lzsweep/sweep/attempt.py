@@ -1,4 +1,4 @@
-"""One attempt at a trial, as its worker sees it: start the process, follow it, judge its end."""
+"""One attempt at a trial, as its worker sees it: start the process, follow it, read its end."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ class Attempt:
             wait([self._process.sentinel], GRACE_AFTER_END_S)
             self.kill()  # and with it what still prints
             bound_log(self._log)
-            return self._judged(self._end) if self._end else self._died_of(self._exit_code())
+            return self._blame_memory(self._end) if self._end else self._died_of(self._exit_code())
         finally:
             self.kill()
             self._pipe.close()
@@ -193,7 +193,7 @@ class Attempt:
         with _processes:
             return self._process.exitcode or 0
 
-    def _judged(self, end: End) -> End:
+    def _blame_memory(self, end: End) -> End:
         # The kernel takes the largest process, which may be one that loads data for the trial.
         if end.kind == "error" and "killed by signal" in end.reason and self._was_oom_kill():
             return replace(end, kind="infeasible", reason=f"{OUT_OF_MEMORY}: {end.reason}")

@@ -36,16 +36,17 @@ from lzsweep.sweep.plugin import is_basic
 from lzsweep.sweep.points import read_points
 from lzsweep.sweep.probe import probe
 from lzsweep.sweep.progress import show_progress
-from lzsweep.sweep.record import Record
+from lzsweep.sweep.record import Record, Trial
 from lzsweep.sweep.report import (
+    count_states,
     make_console,
     overhead_s,
     ranked,
     say_again,
     say_failure,
-    show_metric,
     show_params,
     show_seeds,
+    show_values,
     write_best,
 )
 from lzsweep.sweep.seeds import log_of
@@ -163,16 +164,15 @@ class Controller:
         if until is not None:
             study.set_teacher(cfg.study.warm_start, until)
         if study.record.is_recorded and not study.is_done():
-            begin: Callable[..., object] = begin_parent
-            if cfg.worker.wait:  # else its workers open it: to import MLflow takes too long here
-                begin = partial(open_parent, uri=uri)
-            begin(
+            begin_parent(
                 study.record.folder,
                 experiment=cfg.tracking.experiment,
                 study=name,
                 tags=code_version(),
                 description=_question(study),
             )
+            if cfg.worker.wait:  # else its workers open it: to import MLflow takes too long here
+                open_parent(study.record.folder, uri)
         self._say(
             f"{'new study' if is_new else 'joined study'} {name}: "
             f"{_question(study)}; {study.n_trials} trials,"
@@ -340,28 +340,49 @@ class Controller:
 
     def _sum_up(self, study: Study, fault: BaseException | None) -> None:
         trials = patiently(study.trials)
-        counts = {s: sum(t.state == s for t in trials) for s in ("complete", "pruned", "failed")}
-        n_finished = sum(counts.values())
-        done = study.is_done(trials)
+        done, stopped = study.is_done(trials), study.stopped()
+        self._show_counts(study, trials)
+        self._show_best(study)
+        if study.record.is_recorded:
+            self._say(_how_to_look(study))
+        if done or stopped:
+            for label, link in finish_study(study, self._config.tracking.uri).items():
+                self._say(f"{label}: {link}")
+            self._say(f"report: {_shown(Path(study.record.folder) / REPORT_NAME / PAGE_NAME)}")
+        if done and (spent := study.spent(trials)):
+            self._say(f"the study ended early: {spent}")
+        if stopped:
+            raise LzsweepError(f"study {study.name} was stopped: {stopped}")
+        if not done:
+            if study.record.is_recorded and not any(t.state == "running" for t in trials):
+                close_parent(study.record.folder, self._config.tracking.uri, "KILLED")
+            raise fault or LzsweepError(
+                f"study {study.name} is not complete; the same command goes on with it"
+            )
+        if not any(t.state == "complete" for t in trials):
+            raise LzsweepError(f"no trial of study {study.name} completed")
+
+    def _show_counts(self, study: Study, trials: Sequence[Trial]) -> None:
         for trial in trials:
             if trial.state == "failed":
                 log = _shown(log_of(Path(study.record.folder) / str(trial.number)))
                 self._say(say_failure(trial, log))
-        states = ", ".join(f"{n} {state}" for state, n in counts.items() if n)
+        finished = [t for t in trials if t.is_finished]
+        states = ", ".join(f"{n} {state}" for state, n in count_states(finished).items() if n)
         extra = overhead_s(trials)
         self._say(
-            f"{study.name}: {n_finished} of {study.n_trials} trials finished ({states or 'none'})"
+            f"{study.name}: {len(finished)} of {study.n_trials} trials finished"
+            f" ({states or 'none'})"
             + (f", {extra:.2f} s overhead a trial" if extra is not None else "")
         )
-        word = "best" if len(study.record.metrics) == 1 else "front"
-        for trial in ranked(study.record, study.best()):
-            values = " ".join(
-                f"{m}={show_metric(v)}"
-                for m, v in zip(study.record.metrics, trial.values or (), strict=True)
-            )
+
+    def _show_best(self, study: Study) -> None:
+        record = study.record
+        word = "best" if len(record.metrics) == 1 else "front"
+        for trial in ranked(record, study.best()):
             words = (
                 f"{word}: #{trial.number}",
-                values,
+                show_values(record.metrics, trial),
                 show_params(trial.params),
                 show_seeds(trial),
             )
@@ -372,25 +393,7 @@ class Controller:
                     f"      val/policy_top1={top1:.4f}, {chance:.0f} times chance (1/{N_MOVES})"
                 )
         if command := write_best(study):
-            self._say(f"{say_again(study.record)}: {command}")
-        if study.record.is_recorded:
-            self._say(_how_to_look(study))
-        if done or study.stopped():
-            for label, link in finish_study(study, self._config.tracking.uri).items():
-                self._say(f"{label}: {link}")
-            self._say(f"report: {_shown(Path(study.record.folder) / REPORT_NAME / PAGE_NAME)}")
-        if done and (spent := study.spent()):
-            self._say(f"the study ended early: {spent}")
-        if reason := study.stopped():
-            raise LzsweepError(f"study {study.name} was stopped: {reason}")
-        if not done:
-            if study.record.is_recorded and not any(t.state == "running" for t in trials):
-                close_parent(study.record.folder, self._config.tracking.uri, "KILLED")
-            raise fault or LzsweepError(
-                f"study {study.name} is not complete; the same command goes on with it"
-            )
-        if not counts["complete"]:
-            raise LzsweepError(f"no trial of study {study.name} completed")
+            self._say(f"{say_again(record)}: {command}")
 
     def _say(self, text: str) -> None:
         self._console.print(text, soft_wrap=True, markup=False)

@@ -18,6 +18,7 @@ from lzsweep.sweep.report import (
     show_params,
     show_seconds,
     show_seeds,
+    show_values,
     trial_table,
 )
 from lzsweep.sweep.storage import DATABASE_ERRORS
@@ -79,15 +80,15 @@ class _Lines:
         head = f"#{trial.number} {trial.state}: {show_params(trial.params)}"
         if trial.state == "running":
             return head if trial.attempt == 1 else f"{head} (attempt {trial.attempt})"
-        metrics = self._study.record.metrics
-        values = "".join(
-            f" {m}={show_metric(v)}" for m, v in zip(metrics, trial.values or (), strict=False)
-        )
+        values = show_values(self._study.record.metrics, trial)
         notes = filter(None, (show_seeds(trial), *trial.reason.splitlines()[:1]))
         reason = "".join(f" ({note})" for note in notes)
         took = f" in {show_seconds(trial.train_s)}" if trial.train_s else ""
         n_done = sum(t.is_finished for t in trials)
-        return f"{head}{values}{took}{reason} [{n_done}/{self._study.n_trials}]"
+        return (
+            " ".join(filter(None, (head, values)))
+            + f"{took}{reason} [{n_done}/{self._study.n_trials}]"
+        )
 
 
 class LiveTable(Live):

@@ -162,6 +162,12 @@ def show_metric(value: float) -> str:
     return f"{value:.4f}" if abs(value) < 1e4 else f"{value:.5g}"
 
 
+def show_values(metrics: Sequence[str], trial: Trial) -> str:
+    """The objectives of a complete trial: `val/loss=4.2101 cost/flops=1.2e+08`; else empty."""
+    values = zip(metrics, trial.values or (), strict=False)
+    return " ".join(f"{m}={show_metric(v)}" for m, v in values)
+
+
 def show_seconds(seconds: float | None) -> str:
     if seconds is None:
         return ""

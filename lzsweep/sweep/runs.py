@@ -114,7 +114,7 @@ def _settle(study: Study, trial: Trial, folder: Path) -> None:
                 parent_folder=folder.parent,
             )
         if journal.status == "RUNNING":
-            journal.tags({"lzsweep.state": str(trial.ending), "lzsweep.reason": trial.reason})
+            journal.tags({"lzsweep.ending": str(trial.ending), "lzsweep.reason": trial.reason})
             journal.end("FAILED" if trial.state == "failed" else "FINISHED")
 
 

@@ -35,6 +35,11 @@ def log_of(trial: Path) -> Path:
     return max(logs, key=lambda log: log.stat().st_mtime) if logs else trial / LOG_NAME
 
 
+def begun_seeds(trial: Path) -> list[int]:
+    """The seeds with which a trial was trained, complete or not."""
+    return sorted(int(path.name.removeprefix("seed")) for path in trial.glob("seed*"))
+
+
 def open_seeds(trial: Path) -> list[Path]:
     """Folders of the seeds whose runs nobody has ended."""
     found = []

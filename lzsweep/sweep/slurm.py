@@ -256,6 +256,11 @@ class Job:
     id: str
     ends: float | None
 
+    @property
+    def array(self) -> str:
+        """The id under which it was submitted."""
+        return self.id.partition("_")[0]
+
     def is_kept(self) -> bool:
         """Whether Slurm still lets it run: a job that is requeued or cancelled it does not."""
         try:

@@ -203,7 +203,7 @@ def _of_model(model: str, uri: str, scratch: Path) -> Path:
 
 
 def _download(run_id: str, uri: str, scratch: Path) -> Path:
-    from lzsweep.tracking.client import Gone, connect, judge, reason, redact
+    from lzsweep.tracking.client import Gone, classify, connect, reason, redact
     from lzsweep.tracking.runs import check_server
 
     check_server(uri)
@@ -212,7 +212,7 @@ def _download(run_id: str, uri: str, scratch: Path) -> Path:
         client.get_run(run_id)
         return Path(client.download_artifacts(run_id, BEST_CHECKPOINT, str(scratch)))
     except Exception as error:  # MLflow raises what its many stores raise
-        why = judge(error)
+        why = classify(error)
         if isinstance(why, Gone):
             raise UserError(f"there is no run {run_id} at {redact(uri)}") from error
         raise UserError(

@@ -224,9 +224,9 @@ class Study:
         return list(self._study.user_attrs.get("jobs", []))
 
     def add_jobs(self, ids: Sequence[str]) -> None:
-        """Note jobs, so that `lzsweep stop` finds them and no others."""
+        """Note jobs, each once, so that `lzsweep stop` finds them and no others."""
         with self.lock():
-            self._study.set_user_attr("jobs", [*self.jobs(), *ids])
+            self._study.set_user_attr("jobs", list(dict.fromkeys([*self.jobs(), *ids])))
 
     def count_barren(self, job: str) -> int:
         """Note that a job's time ended without any checkpoint; how often that happened."""

@@ -237,7 +237,7 @@ def _train(spec: Spec, folder: Path, link: Link, began: float) -> End:
     import torch
     from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 
-    from lzsweep.sweep.judge import Judge
+    from lzsweep.sweep.reporter import Reporter
     from lzsweep.train.fit import train
     from lzsweep.train.module import NonFiniteLossError
 
@@ -255,7 +255,7 @@ def _train(spec: Spec, folder: Path, link: Link, began: float) -> End:
         metrics = train(
             {**spec.config, "trainer": trainer},
             folder=folder,
-            callbacks=[Judge(spec.metrics, link, spec.resource, spec.rung)],
+            callbacks=[Reporter(spec.metrics, link, spec.resource, spec.rung)],
             plugins=[LightningEnvironment()],
         )
         values = check_finite(spec.metrics, objectives_of(metrics, spec.metrics))

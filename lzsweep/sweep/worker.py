@@ -36,6 +36,7 @@ from lzsweep.sweep.record import Claim, Ending, Record, SeedResult, Trial
 from lzsweep.sweep.rows import OpenRows, TrialLost
 from lzsweep.sweep.runs import STATUS, run_name, run_tags
 from lzsweep.sweep.seeds import (
+    begun_seeds,
     best_seed,
     cut_short,
     lend_best,
@@ -47,6 +48,7 @@ from lzsweep.sweep.seeds import (
 )
 from lzsweep.sweep.signals import Signals
 from lzsweep.sweep.slots import Slot, devices_per_trial, find_slots
+from lzsweep.sweep.slurm import this_job
 from lzsweep.sweep.storage import DATABASE_ERRORS, first_line, patiently
 from lzsweep.sweep.studies import open_study
 from lzsweep.sweep.study import Study
@@ -71,6 +73,9 @@ def join(cfg: DictConfig) -> None:
     """Be a worker of the study `cfg.worker.join` until it is done or stopped."""
     start_forkserver(compiles=uses_compiler(cfg))
     study = open_study(cfg.study.storage, cfg.worker.join)
+    job = this_job()
+    if job and job.array not in study.jobs():  # who submitted it died before it could say so
+        patiently(study.add_jobs, [job.array])
     hydra = HydraConfig.get()
     # A seeded sampler must not propose the same points in every worker and after every restart.
     offset = 7919 * hydra.job.num + len(study.trials())
@@ -273,7 +278,7 @@ class Worker:
                 self._recorder.end(
                     own,
                     STATUS[end.kind],
-                    tags={"lzsweep.state": end.kind, "lzsweep.reason": end.reason},
+                    tags={"lzsweep.ending": end.kind, "lzsweep.reason": end.reason},
                     artifacts={WEIGHTS_FILE: ""},  # the trial's run has the best checkpoint
                 )
             if end.kind != "complete" or end.values is None:
@@ -357,7 +362,7 @@ class Worker:
             reason = self._hand_over(claim.trial, reason, free=end.kind == "stopped")
             if not reason:
                 return
-            publish_best_of_dead(folder)
+            self._rescue(claim.trial.number, folder)
             state: Ending = "error"
         else:
             state, reason = end.kind, end.reason
@@ -367,7 +372,7 @@ class Worker:
             self._recorder.end(
                 folder,
                 "FAILED" if state in ("error", "infeasible") else "FINISHED",
-                tags={"lzsweep.state": state, "lzsweep.reason": reason},
+                tags={"lzsweep.ending": state, "lzsweep.reason": reason},
                 # The best of a pruned trial is kept too, but nobody goes on from it.
                 artifacts=ARTIFACTS if state == "complete" else {WEIGHTS_FILE: ""},
             )
@@ -384,6 +389,17 @@ class Worker:
             )
         if state == "error":
             self._stop_after_same_errors()
+
+    def _rescue(self, number: int, folder: Path) -> None:
+        """Write the network, for the engine, that a trial had found when it was lost for good."""
+        if self._record.seeds == 1:
+            publish_best_of_dead(folder)
+            return
+        for own in open_seeds(folder):
+            publish_best_of_dead(own)
+        if begun := begun_seeds(folder):
+            trial = next(t for t in patiently(self._study.trials) if t.number == number)
+            self._conclude(folder, {r.seed: r for r in trial.seeds}, begun, last={})
 
     def _hand_over(self, trial: Trial, reason: str, *, free: bool) -> str:
         return patiently(
@@ -442,8 +458,8 @@ class Worker:
         """Publish the network of a trial that others lost for good, and end its runs."""
         assert self._recorder
         folder = self._folder / str(trial.number)
-        publish_best_of_dead(folder)
-        tags = {"lzsweep.state": "error", "lzsweep.reason": reason}
+        self._rescue(trial.number, folder)
+        tags = {"lzsweep.ending": "error", "lzsweep.reason": reason}
         for run in (*open_seeds(folder), folder):
             self._recorder.end(run, "FAILED", tags=tags, artifacts={WEIGHTS_FILE: ""})
 

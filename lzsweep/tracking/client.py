@@ -155,20 +155,20 @@ def experiment_id(client: MlflowClient, uri: str, name: str) -> str:
                     raise
                 found = client.get_experiment_by_name(name)
     except Exception as e:
-        raise judge(e) from e
+        raise classify(e) from e
     if found is None or found.lifecycle_stage != "active":
         raise Refused(f"MLflow experiment {name!r} is deleted; restore it or choose another name")
     return str(found.experiment_id)
 
 
-def judge(error: Exception) -> Outage | Refused:
+def classify(error: Exception) -> Outage | Refused:
     """Say what a failed call means for what was to be sent; the text holds no secrets."""
     from mlflow.exceptions import MlflowException
     from requests.exceptions import HTTPError, RequestException
 
     text = reason(error)
     if isinstance(error, HTTPError) and error.response is not None:
-        return _judge_status(error.response.status_code, text)
+        return _classify_status(error.response.status_code, text)
     if isinstance(error, RequestException):
         return Outage(text)
     if isinstance(error, MlflowException):
@@ -189,7 +189,7 @@ def judge(error: Exception) -> Outage | Refused:
     return ServerError(text)  # A store for artifacts with a client of its own, or a bug.
 
 
-def _judge_status(status: int, text: str) -> Outage | Refused:
+def _classify_status(status: int, text: str) -> Outage | Refused:
     if status == 500:
         return ServerError(text)
     if 400 <= status < 500 and status not in (408, 429):

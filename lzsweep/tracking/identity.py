@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock
 
-from lzsweep.tracking.client import judge, sqlite_file
+from lzsweep.tracking.client import classify, sqlite_file
 from lzsweep.tracking.journal import KEY_TAG, Record
 from lzsweep.tracking.names import fit_tag, fit_text
 
@@ -46,7 +46,7 @@ def create_run(client: MlflowClient, experiment: str, start: Record) -> str:
             experiment, start_time=began, tags=tags, run_name=fit_text(run["name"])[:250]
         )
     except Exception as e:
-        raise judge(e) from e
+        raise classify(e) from e
     return str(made.info.run_id)
 
 
@@ -76,7 +76,7 @@ def _runs(client: MlflowClient, experiment: str, key: str) -> list[Run]:
     try:
         runs = client.search_runs([experiment], f"tags.`{KEY_TAG}` = '{key}'", max_results=100)
     except Exception as e:
-        raise judge(e) from e
+        raise classify(e) from e
     return sorted(runs, key=lambda r: (r.info.start_time, r.info.run_id))
 
 
@@ -84,4 +84,4 @@ def _delete(client: MlflowClient, run_id: str) -> None:
     try:
         client.delete_run(run_id)
     except Exception as e:
-        raise judge(e) from e
+        raise classify(e) from e

@@ -7,7 +7,7 @@ processes may write side by side (a trial its metrics, its worker the system met
                                           "tags", "parent_run_id",
                                           "parent_folder": relative to FOLDER}}
     {"type": "metrics", "time": ms, "step": int, "values": {name: float | "nan" | "inf" | "-inf"}}
-    {"type": "params", "params": {}}            {"type": "tags", "tags": {}}
+    {"type": "tags", "tags": {}}
     {"type": "artifact", "path": absolute or relative to FOLDER, "artifact_path": ""}
     {"type": "end", "time": ms, "status": "FINISHED" | "FAILED" | "KILLED"}
     {"type": "resume", "time": ms, "run": {as in start}}      a later attempt of the same run
@@ -126,10 +126,6 @@ class Journal:
             for k in fresh:
                 last[k] = step
 
-    def params(self, params: Mapping[str, object]) -> None:
-        """Note further params, known only after the start."""
-        self._append({"type": "params", "params": _texts(params)})
-
     def tags(self, tags: Mapping[str, str]) -> None:
         """Note tags; the last value of a tag stays."""
         self._append({"type": "tags", "tags": _texts(tags)})
@@ -148,11 +144,6 @@ class Journal:
         self._append({"type": "end", "time": self._now_ms(), "status": status})
         if self._summary:
             self._summary.status = status
-
-    @property
-    def last_step(self) -> Mapping[str, int]:
-        """Highest step written, by metric name."""
-        return self._scanned().last_step
 
     @property
     def status(self) -> str | None:

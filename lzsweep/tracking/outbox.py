@@ -28,9 +28,9 @@ from lzsweep.tracking.client import (
     Gone,
     Refused,
     ServerError,
+    classify,
     connect,
     experiment_id,
-    judge,
     reason,
     sqlite_file,
 )
@@ -205,8 +205,6 @@ class _Outbox:
                 self._send_tags(client, run["tags"])
                 self._send_params(client, run["params"])
                 self._fresh = False
-            case {"type": "params", "params": dict(params)}:
-                self._send_params(client, params)
             case {"type": "tags", "tags": dict(tags)}:
                 self._send_tags(client, tags)
             case {"type": "artifact", "path": str(path)}:
@@ -324,7 +322,7 @@ class _Outbox:
         try:
             return function(*args, **kwargs)
         except Exception as e:
-            raise judge(e) from e
+            raise classify(e) from e
 
     def _give_up(self, record: Record, why: str) -> None:
         entry = {"time": int(time.time() * 1000), "reason": why, "record": record}

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from lzsweep.errors import TrackingError, UserError
-from lzsweep.tracking.client import Gone, Refused, connect, judge, redact
+from lzsweep.tracking.client import Gone, Refused, classify, connect, redact
 from lzsweep.tracking.names import fit_tag
 
 CHAMPION = "champion"
@@ -38,7 +38,7 @@ def champion_of(uri: str, name: str) -> tuple[str, str] | None:
         if _is_missing(error):
             return None
         raise TrackingError(
-            f"the registry at {redact(uri)} cannot be read: {judge(error)}"
+            f"the registry at {redact(uri)} cannot be read: {classify(error)}"
         ) from error
     return str(version.version), str(version.run_id)
 
@@ -80,7 +80,7 @@ def register(
         client.set_registered_model_alias(name, CHAMPION, version.version)
     except Exception as error:
         raise TrackingError(
-            f"the model could not be registered at {redact(uri)}: {judge(error)}"
+            f"the model could not be registered at {redact(uri)}: {classify(error)}"
         ) from error
     return str(version.version)
 
@@ -116,11 +116,13 @@ def download_from_model(uri: str, model: str, path: str, scratch: Path) -> Path:
                 f"a model must be registered to be exported, but {redact(uri)} has no {model};"
                 " see `lzsweep promote`"
             ) from error
-        raise TrackingError(f"{model} cannot be had from {redact(uri)}: {judge(error)}") from error
+        raise TrackingError(
+            f"{model} cannot be had from {redact(uri)}: {classify(error)}"
+        ) from error
 
 
 def _is_missing(error: Exception) -> bool:
-    why = judge(error)
+    why = classify(error)
     if isinstance(why, Gone):
         return True
     # MLflow calls an alias that is not there an invalid value. The text of a failed request names

@@ -17,12 +17,11 @@ from collections.abc import Mapping
 from contextlib import closing
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 from lzsweep.errors import TrackingError
 from lzsweep.tracking.client import (
+    classify,
     connect,
-    judge,
     reason,
     redact,
     resolve_uri,
@@ -107,7 +106,7 @@ def _ask_with_client(uri: str) -> str:
     try:
         connect(uri).search_experiments(max_results=1)
     except Exception as e:
-        text = str(judge(e))
+        text = str(classify(e))
         if "401" in text or "403" in text or "authenticate" in text.lower():
             return (
                 "it refuses our name or password (set MLFLOW_TRACKING_USERNAME and "
@@ -165,18 +164,19 @@ def begin_parent(
         )
 
 
-def open_parent(folder: Path | str, uri: str, **run: Any) -> str:
-    """Begin the parent run of a study as `begin_parent`, make it on the server, return its id.
+def open_parent(folder: Path | str, uri: str) -> str:
+    """Make the parent run of a study, as `begin_parent` has noted it, on the server now.
 
     Args:
         folder: The study's folder.
         uri: The tracking server.
-        **run: As for `begin_parent`.
+
+    Returns:
+        The id of the run.
 
     Raises:
         TrackingError: The server does not answer or refuses the run.
     """
-    begin_parent(folder, **run)
     deliver(folder, uri, wait_s=60)
     run_id = run_id_of(folder)
     if run_id is None:
@@ -189,16 +189,12 @@ def close_parent(
     uri: str,
     status: Status,
     *,
-    tags: Mapping[str, str] | None = None,
     description: str = "",
 ) -> bool:
     """End a study's parent run. Returns whether the server knows already; else `sync` tells it."""
     with Journal(folder) as journal:
-        notes = dict(tags or {})
         if description:
-            notes["mlflow.note.content"] = description
-        if notes:
-            journal.tags(notes)
+            journal.tags({"mlflow.note.content": description})
         journal.end(status)
     return deliver_or_warn(folder, uri)
 

@@ -53,7 +53,7 @@ def test_each_fault_ends_its_own_trial_with_its_reason(cli: Cli, faulty: Path) -
         log = Path(trial["folder"]) / "trial.log"
         assert mine["lzsweep.reason"] == trial["reason"]
         assert mine["lzsweep.log"] == trial["log"] == str(log)
-        assert mine["lzsweep.state"] == trial["ending"]
+        assert mine["lzsweep.ending"] == trial["ending"]
         assert log.stat().st_size <= output.MAX_BYTES
         if reason:
             again = ", attempt 2" if fault == "sigkill" else ""
@@ -62,7 +62,7 @@ def test_each_fault_ends_its_own_trial_with_its_reason(cli: Cli, faulty: Path) -
                 f" see {log.relative_to(faulty)}" in out
             )
     states = {
-        t["params"]["module.fault"]: tags[str(t["number"])]["lzsweep.state"]
+        t["params"]["module.fault"]: tags[str(t["number"])]["lzsweep.ending"]
         for t in status["trials"]
     }
     assert states.pop("not_a_number") == states.pop("out_of_memory") == "infeasible"

@@ -46,7 +46,7 @@ def test_the_same_command_joins_and_a_larger_budget_trains_the_rest(cli: Cli, wo
     assert status["trials"][:3] == before
     for trial in status["trials"]:
         run = MlflowClient(f"sqlite:///{work}/mlflow.db").get_run(trial["run_id"])
-        assert run.data.tags["lzsweep.state"] == trial["state"] == "complete"
+        assert run.data.tags["lzsweep.ending"] == trial["state"] == "complete"
         assert trial["values"] == [trial["metrics"]["val/loss_unweighted"]]
         logged = MlflowClient(f"sqlite:///{work}/mlflow.db").get_metric_history(
             trial["run_id"], "val/loss_unweighted"

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
 
+from lzsweep.config import WEIGHTS_FILE
+from lzsweep.sweep.record import SeedResult
+from lzsweep.sweep.study import Study
 from lzsweep.sweep.trial import End, Kind
 from lzsweep.sweep.walltime import Walltime
 from lzsweep.sweep.worker import Worker
+from lzsweep.tracking.journal import Journal
 from tests.sweep.test_study import make_study, must_claim
 
 
@@ -21,9 +25,22 @@ class Ends:
 
     def __init__(self) -> None:
         self.heard: list[tuple[str, Mapping[str, str]]] = []
+        self.artifacts: list[Mapping[str, str]] = []
 
-    def end(self, _: Path, status: str, *, tags: Mapping[str, str], **__: Any) -> None:
+    def end(
+        self, _: Path, status: str, *, tags: Mapping[str, str], artifacts: Mapping[str, str]
+    ) -> None:
         self.heard.append((status, tags))
+        self.artifacts.append(artifacts)
+
+
+def make_worker(study: Study, folder: Path) -> tuple[Worker, Ends]:
+    worker = Worker.__new__(Worker)  # it trains nothing, so it needs nothing of a configuration
+    worker._study, worker._folder, worker._record = study, folder, study.record
+    worker._walltime, worker._stopping = Walltime(study, 0), threading.Event()
+    worker._cfg = OmegaConf.create({"study": {"max_retries": 1, "max_same_errors": 3}})
+    worker._recorder = ends = Ends()  # type: ignore[assignment]
+    return worker, ends
 
 
 @pytest.mark.parametrize(("kind", "n_times"), [("stopped", 2), ("killed", 3)])
@@ -33,16 +50,12 @@ def test_a_trial_that_was_lost_too_often_fails_with_the_same_words_everywhere(
     study = make_study(f"sqlite:///{tmp_path / 'study.db'}", n_trials=1)
     for _ in range(2):  # another command allowed more than this worker's
         study.retry(must_claim(study).trial, "node lost", max_retries=3)
-    worker = Worker.__new__(Worker)  # it trains nothing, so it needs nothing of a configuration
-    worker._study, worker._folder = study, tmp_path
-    worker._walltime, worker._stopping = Walltime(study, 0), threading.Event()
-    worker._cfg = OmegaConf.create({"study": {"max_retries": 1, "max_same_errors": 3}})
-    worker._recorder = ends = Ends()  # type: ignore[assignment]
+    worker, ends = make_worker(study, tmp_path)
     worker._finish(must_claim(study), End(kind, "cancelled"), tmp_path / "0")
     (trial,) = study.trials()
     assert (trial.state, trial.attempt) == ("failed", 3)
     assert trial.reason == f"cancelled, {n_times} times; see study.max_retries"
-    assert ends.heard == [("FAILED", {"lzsweep.state": "error", "lzsweep.reason": trial.reason})]
+    assert ends.heard == [("FAILED", {"lzsweep.ending": "error", "lzsweep.reason": trial.reason})]
 
 
 def test_what_is_written_of_a_dead_workers_trial_keeps_nobody_from_being_heard(
@@ -69,12 +82,9 @@ def test_what_is_written_of_a_dead_workers_trial_keeps_nobody_from_being_heard(
         assert heard.wait(60), "it takes as long as that"
 
     monkeypatch.setattr("lzsweep.sweep.worker.publish_best_of_dead", publish)
-    worker = Worker.__new__(Worker)
-    worker._study, worker._folder, worker._lock = study, tmp_path, threading.Lock()
+    worker, ends = make_worker(study, tmp_path)
+    worker._lock, worker._fault = threading.Lock(), None
     worker._running, worker._undertakers = {alive.row: None}, []  # type: ignore[dict-item]
-    worker._stopping, worker._fault = threading.Event(), None
-    worker._cfg = OmegaConf.create({"study": {"max_retries": 1}})
-    worker._recorder = ends = Ends()  # type: ignore[assignment]
     worker._watch()
     monkeypatch.setattr(study, "stale", list)
     assert written.wait(60)
@@ -86,3 +96,27 @@ def test_what_is_written_of_a_dead_workers_trial_keeps_nobody_from_being_heard(
     ((status, tags),) = ends.heard
     assert status == "FAILED"
     assert "see study.max_retries" in tags["lzsweep.reason"]
+
+
+def test_of_a_trial_of_several_seeds_that_is_lost_for_good_the_best_so_far_is_kept(
+    tmp_path: Path,
+) -> None:
+    study = make_study(f"sqlite:///{tmp_path / 'study.db'}", n_trials=1)
+    worker, ends = make_worker(study, tmp_path)
+    worker._record = replace(study.record, seeds=3)
+    claim = must_claim(study)
+    folder = tmp_path / "0"
+    for seed, loss in {1: 0.3, 2: 0.2}.items():
+        own = folder / f"seed{seed}"
+        own.mkdir(parents=True)
+        (own / WEIGHTS_FILE).write_text(f"weights of {seed}")
+        with Journal(own) as journal:
+            journal.metrics(1, {"loss": loss})
+        study.keep_seed(claim, SeedResult(seed, (loss,), {"loss": loss}, 1.0))
+    (folder / "seed3").mkdir()
+    worker._cfg.study.max_retries = 0
+    worker._finish(claim, End("killed", "cancelled"), folder)
+    (trial,) = study.trials()
+    assert (trial.state, [r.seed for r in trial.seeds]) == ("failed", [1, 2])
+    assert (folder / WEIGHTS_FILE).read_text() == "weights of 2"
+    assert ends.artifacts == [{WEIGHTS_FILE: ""}]

@@ -64,8 +64,7 @@ def test_everything_arrives(uri: str, tmp_path: Path) -> None:
             parent_run_id="0" * 32,
         )
         journal.metrics(5, {"a": 1.5, "b": math.nan, "c": math.inf})
-        journal.params({"late": "yes"})
-        journal.tags({"lzsweep.state": "complete"})
+        journal.tags({"lzsweep.ending": "complete"})
         journal.artifact("config.yaml")
         journal.artifact(tmp_path / "notes", "docs")
         journal.end("FINISHED")
@@ -74,9 +73,9 @@ def test_everything_arrives(uri: str, tmp_path: Path) -> None:
     assert run.info.run_name == "#012 größe 🙂"
     assert run.info.status == "FINISHED"
     assert (run.info.start_time, run.info.end_time) == (1000_000, 1002_000)
-    assert run.data.params == {"lr": "0.1", "loss.policy": "1", "late": "yes"}
+    assert run.data.params == {"lr": "0.1", "loss.policy": "1"}
     tags = run.data.tags
-    assert tags["lzsweep.trial"] == "12" and tags["lzsweep.state"] == "complete"
+    assert tags["lzsweep.trial"] == "12" and tags["lzsweep.ending"] == "complete"
     assert tags["mlflow.parentRunId"] == "0" * 32
     assert tags["mlflow.user"] == run.info.user_id != ""
     assert tags["mlflow.source.type"] == "LOCAL" and tags["mlflow.source.name"]

@@ -7,6 +7,7 @@ import sqlite3
 import subprocess
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,7 +17,13 @@ from lzsweep.tracking.client import connect, redact, resolve_uri
 from lzsweep.tracking.delivery import deliver
 from lzsweep.tracking.journal import Journal
 from lzsweep.tracking.outbox import run_id_of
-from lzsweep.tracking.runs import check_server, close_parent, code_version, open_parent
+from lzsweep.tracking.runs import (
+    begin_parent,
+    check_server,
+    close_parent,
+    code_version,
+    open_parent,
+)
 from tests.tracking.conftest import Server
 from tests.tracking.test_delivery import points, runs_of, write_run
 from tests.tracking.test_sender import sick_uri
@@ -170,31 +177,35 @@ def test_artifacts_lie_beside_the_database(
     assert list(elsewhere.iterdir()) == []
 
 
+def make_parent(folder: Path, uri: str, **run: Any) -> str:
+    begin_parent(folder, **run)
+    return open_parent(folder, uri)
+
+
 def test_parent_is_one_run_with_its_children(uri: str, tmp_path: Path) -> None:
-    first = open_parent(
+    first = make_parent(
         tmp_path / "s", uri, experiment="p", study="size' \"lr", description="**q**"
     )
     child = write_run(tmp_path / "s" / "0", experiment="p", parent_run_id=first)
     deliver(child, uri)
-    assert close_parent(tmp_path / "s", uri, "KILLED", tags={"lzsweep.best": "0"})
+    assert close_parent(tmp_path / "s", uri, "KILLED")
     client = connect(uri)
     assert client.get_run(first).info.status == "KILLED"
-    again = open_parent(tmp_path / "s", uri, experiment="p", study="size' \"lr")
-    from_elsewhere = open_parent(tmp_path / "t", uri, experiment="p", study="size' \"lr")
-    other = open_parent(tmp_path / "u", uri, experiment="p", study="another")
+    again = make_parent(tmp_path / "s", uri, experiment="p", study="size' \"lr")
+    from_elsewhere = make_parent(tmp_path / "t", uri, experiment="p", study="size' \"lr")
+    other = make_parent(tmp_path / "u", uri, experiment="p", study="another")
     assert first == again == from_elsewhere != other
     run = client.get_run(first)
     assert (run.info.status, run.info.run_name) == ("RUNNING", "size' \"lr")
     assert run.data.tags["lzsweep.kind"] == "study"
     assert run.data.tags["mlflow.note.content"] == "**q**"
-    assert run.data.tags["lzsweep.best"] == "0"
     assert len(runs_of(uri, "p")) == 3
     assert close_parent(tmp_path / "s", uri, "FINISHED", description="done")
     assert client.get_run(first).data.tags["mlflow.note.content"] == "done"
 
 
 def _open_same_study(folder: Path, uri: str, answers: object) -> None:
-    answers.put(open_parent(folder, uri, experiment="race", study="s"))  # type: ignore[attr-defined]
+    answers.put(make_parent(folder, uri, experiment="race", study="s"))  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("same_folder", [True, False])
@@ -221,11 +232,11 @@ def test_parent_opened_by_many_at_once_is_one(
 
 
 def test_study_ends_without_its_server(own_server: Server, tmp_path: Path) -> None:
-    parent = open_parent(tmp_path / "s", own_server.uri, experiment="p", study="s")
+    parent = make_parent(tmp_path / "s", own_server.uri, experiment="p", study="s")
     own_server.kill()
     assert not close_parent(tmp_path / "s", own_server.uri, "FINISHED")
     with pytest.raises(TrackingError, match="does not take"):
-        open_parent(tmp_path / "t", own_server.uri, experiment="p", study="t")
+        make_parent(tmp_path / "t", own_server.uri, experiment="p", study="t")
     own_server.start()
     assert deliver(tmp_path / "s", own_server.uri)
     assert connect(own_server.uri).get_run(parent).info.status == "FINISHED"

@@ -29,7 +29,7 @@ _ROUNDING = 1e-9  # of epochs, which are fractions
 _logger = logging.getLogger(__name__)
 
 
-class Judge(Callback):
+class Reporter(Callback):
     """Knows the objectives by name; the worker at the other end of the pipe decides.
 
     Args:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from lzsweep.sweep.judge import Judge
+from lzsweep.sweep.reporter import Reporter
 from lzsweep.sweep.trial import Link, Pruned, Report
 from lzsweep.train.checkpoint import Checkpoints
 
@@ -68,7 +68,7 @@ def fit(
     worker: Worker, resource: Any, rung: float, module: pl.LightningModule | None = None,
     folder: Path | None = None, resume: bool = False, **arguments: Any,
 ) -> None:  # fmt: skip
-    callbacks: list[Any] = [Judge(["val/loss"], worker.link, resource, rung)]
+    callbacks: list[Any] = [Reporter(["val/loss"], worker.link, resource, rung)]
     checkpoints = None
     if folder:
         checkpoints = Checkpoints(folder, "val/loss", "minimize")
@@ -118,7 +118,7 @@ def test_positions_count_alike_whatever_the_batch_size() -> None:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
     now = [1000.0]
-    monkeypatch.setattr("lzsweep.sweep.judge.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("lzsweep.sweep.reporter.time.monotonic", lambda: now[0])
 
     def advance(seconds: float) -> None:
         now[0] += seconds
