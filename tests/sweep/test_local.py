@@ -12,17 +12,21 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.mark.parametrize("launcher", ["local", "joblib"])
-def test_workers_as_processes_of_this_machine(cli: Cli, work: Path, launcher: str) -> None:
-    out = cli.sweep(
-        "study.name=p", f"hydra/launcher={launcher}", "network=tiny", "lr=0.01,0.02,0.05",
-        "worker.count=2", "hydra/sweeper/pruner=none",
+def test_workers_as_processes_of_this_machine(
+    cli: Cli, faulty: Path, monkeypatch: pytest.MonkeyPatch, launcher: str
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    code, out, err = cli(
+        "-m", *FAULTY, "study.name=p", f"hydra/launcher={launcher}", "lr=0.1,0.2,0.3",
+        "worker.count=2",
     )  # fmt: skip
+    assert code == 0, err
     assert "p: 3 of 3 trials finished (3 complete)" in out
-    check_study(cli, work, "p", 3)
-    assert len(list((work / "multirun/p/workers").iterdir())) == 2
+    check_study(cli, faulty, "p", 3)
+    assert len(list((faulty / "multirun/p/workers").iterdir())) == 2
     if launcher == "joblib":
         return
-    logs = list((work / "multirun/p/.submitit").rglob("*.out"))
+    logs = list((faulty / "multirun/p/.submitit").rglob("*.out"))
     assert any("Job completed successfully" in log.read_text() for log in logs)
 
 
