@@ -36,6 +36,9 @@ class Faulty(LightningModule):
         self._fault, self._at, self._batch_s, self._lr = fault, at, batch_s, lr
         self._eaten: list[bytearray] = []
 
+    def on_fit_start(self) -> None:
+        print("threads:", torch.get_num_threads(), os.environ.get("OMP_NUM_THREADS"), flush=True)
+
     def training_step(self, batch: list[torch.Tensor], _: int) -> torch.Tensor:
         time.sleep(self._batch_s)
         if self.global_step == self._at and self._fault != "none":

@@ -68,6 +68,8 @@ def test_each_fault_ends_its_own_trial_with_its_reason(cli: Cli, faulty: Path) -
     assert states.pop("not_a_number") == states.pop("out_of_memory") == "infeasible"
     assert states.pop("none") == states.pop("chatter") == "complete"
     assert set(states.values()) == {"error"}
+    n = max(1, len(os.sched_getaffinity(0)) // 2)
+    assert f"threads: {n} {n}\n" in (faulty / "multirun/f/0/trial.log").read_text()
     chatter = (faulty / "multirun/f/8/trial.log").read_text()
     assert "cut by lzsweep: this trial prints too much" in chatter
     running = [p.info["cmdline"] or [] for p in psutil.process_iter(["cmdline"])]
