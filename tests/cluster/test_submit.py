@@ -7,7 +7,6 @@ import subprocess
 
 from tests.cluster.conftest import LAUNCHER, QUICK, Lab, check_resumed
 from tests.go.engine import PROJECT
-from tests.test_docs import COMMANDS, blocks
 
 
 def test_a_sweep_outlives_its_shell_and_keeps_its_config(lab: Lab) -> None:
@@ -130,23 +129,3 @@ def test_make_submits_a_ready_made_sweep(lab: Lab) -> None:
     done = lab.lzsweep(*words, "--dry-run")
     assert done.returncode == 0, done.stderr
     assert "#SBATCH --array=0-7%8" in done.stdout
-
-
-def test_what_the_guide_says_of_a_site_is_submitted(lab: Lab) -> None:
-    ((name, body),) = blocks("cluster.md").items()
-    (lab.folder / name).parent.mkdir(parents=True)
-    (lab.folder / name).write_text(body)
-    commands = [words for page, words in COMMANDS if page == "cluster.md" and "submit" in words]
-    assert len(commands) == 3
-    for _, *words in commands:
-        done = lab.lzsweep("submit", "--dry-run", *(w for w in words if w != "--dry-run"))
-        assert done.returncode == 0, done.stderr
-        for line in (
-            "#SBATCH --partition=gpu",
-            "#SBATCH --account=lab",
-            "#SBATCH --comment=lzsweep",
-            "#SBATCH --time=720",
-            "source ~/venv/bin/activate",
-        ):
-            assert line in done.stdout.splitlines()
-    assert "#SBATCH --gpus-per-node=2" in done.stdout
