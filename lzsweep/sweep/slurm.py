@@ -215,8 +215,8 @@ def cancel_pending(ids: Collection[str]) -> None:
     Raises:
         LzsweepError: the queue does not answer.
     """
-    if ids:
-        call("scancel", "--state=PENDING", *sorted(ids))
+    if known := _known(ids):
+        call("scancel", "--state=PENDING", *known)
 
 
 def cancel(ids: Collection[str]) -> None:
@@ -225,8 +225,13 @@ def cancel(ids: Collection[str]) -> None:
     Raises:
         LzsweepError: the queue does not answer.
     """
-    if ids:
-        call("scancel", *sorted(ids))
+    if known := _known(ids):
+        call("scancel", *known)
+
+
+def _known(ids: Collection[str]) -> list[str]:
+    """Jobs of which something is left; one that Slurm has forgotten would fail all of them."""
+    return sorted({task.partition("_")[0] for task in queue(ids)}) if ids else []
 
 
 def wait(ids: Collection[str], is_over: Callable[[], bool], poll_s: float = 1.0) -> None:

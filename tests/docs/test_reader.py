@@ -52,7 +52,7 @@ ADDED = {
 
 
 SAYS = {
-    "lzsweep list": r"STUDY +5",
+    "lzsweep list": r"STUDY +\d",
     "lzsweep status STUDY --trial N": r"the end of \S+/STUDY/0/",
     "lzsweep best demo": r"lzsweep --config-dir multirun/demo \+best=best\n",
     "lzsweep report STUDY": r"multirun/STUDY/report/index.html\n",
