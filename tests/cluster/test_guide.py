@@ -13,7 +13,8 @@ import pytest
 from mlflow import MlflowClient
 
 from tests.cluster.conftest import QUICK, Lab
-from tests.docs.pages import PROJECT, Command, commands_of, read_page
+from tests.docs.pages import Command, commands_of, read_page
+from tests.go.engine import PROJECT
 
 PARTITIONS = ("normal", "gpu")
 SHORT = ("hydra.launcher.timeout_min=30", "worker.probe=false", *QUICK)

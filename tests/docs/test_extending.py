@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.docs.pages import PROJECT, commands_of, read_page
+from tests.docs.pages import commands_of, read_page
+from tests.go.engine import PROJECT
 from tests.sweep.conftest import Cli, cli
 
 __all__ = ["cli"]

@@ -12,7 +12,7 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from tests.docs.pages import PROJECT
+from tests.go.engine import PROJECT
 
 PAGE = "lzsweep/sweep/page.html"
 FILLED = "\0"

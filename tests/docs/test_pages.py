@@ -16,7 +16,8 @@ from hydra._internal.utils import get_args_parser
 from lzsweep.commands import _OWN_MODULES, app
 from lzsweep.config import compose, conf_dir, make_loader
 from lzsweep.sweep.syntax import parse_space, probe_points
-from tests.docs.pages import EXCEPTED, PAGES, PROJECT, README, all_commands, commands_of, read_page
+from tests.docs.pages import EXCEPTED, PAGES, README, all_commands, commands_of, read_page
+from tests.go.engine import PROJECT
 
 OVERRIDE = r"[+~]{0,2}[a-z][\w/.@]*=\S.*"
 SLURMS = {"--gpus", "--nodes", "--ntasks-per-node", "--wrap"}

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -91,14 +92,16 @@ class Desk:
         path.write_text(body)
 
     def type(self, command: Command) -> None:
-        BEFORE.get(command.text, lambda _: None)(self)
+        if before := BEFORE.get(command.text):
+            before(self)
         program, *words = command.words
         begun = time.monotonic()
         with pytest.MonkeyPatch.context() as patch:  # each command in a shell of its own
             for name in ("LZSWEEP_STORAGE", "MLFLOW_TRACKING_URI"):
                 patch.delenv(name, raising=False)
             if program == "mlflow":
-                done = CliRunner().invoke(mlflow_db, words[1:])
+                runner: Any = CliRunner()
+                done = runner.invoke(mlflow_db, words[1:])
                 code, out, err = done.exit_code, done.output, str(done.exception)
             else:
                 code, out, err = self._run(self.fill(command.text, words))

@@ -11,7 +11,8 @@ import pytest
 import requests
 
 from benchmarks.shared import SharedServer, open_folder
-from tests.docs.pages import PROJECT, commands_of
+from tests.docs.pages import commands_of
+from tests.go.engine import PROJECT
 from tests.server.conftest import start_server
 from tests.server.test_tls import make_certificate
 from tests.sweep.conftest import Cli, cli
