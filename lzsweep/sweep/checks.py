@@ -113,7 +113,7 @@ def check_sweep(
             check_init_from(network)
     if has_recorder(cfg.logger):
         with _noted(problems):
-            check_server(cfg.tracking.uri)
+            check_server(cfg.tracking.uri, cfg.tracking.experiment)
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)))
     return configs

@@ -12,6 +12,7 @@ import functools
 import logging
 import os
 import re
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote, urlsplit
@@ -82,6 +83,15 @@ def resolve_uri(uri: str) -> str:
     raise TrackingError(
         "tracking.uri must be http://HOST:PORT, https://HOST or sqlite:///FILE, but got "
         f"{redact(uri)!r}. Without a server use sqlite:///mlflow.db."
+    )
+
+
+def other_version(where: str) -> str:
+    """What to say of a database whose schema is not that of the MLflow installed here."""
+    return (
+        f"the database must be of MLflow {metadata.version('mlflow')}, but {where} is of another"
+        " version; with an older one in it, make a copy and run `mlflow db upgrade URL`; with a"
+        " newer one, install that MLflow"
     )
 
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import importlib.util
 import os
 import platform
+import re
 import sqlite3
 import subprocess
 from collections.abc import Mapping
@@ -22,6 +24,7 @@ from lzsweep.errors import TrackingError
 from lzsweep.tracking.client import (
     classify,
     connect,
+    other_version,
     reason,
     redact,
     resolve_uri,
@@ -55,56 +58,76 @@ _PACKAGES = (
 _SLURM = ("JOB_ID", "ARRAY_JOB_ID", "ARRAY_TASK_ID", "JOB_PARTITION", "CLUSTER_NAME", "NODELIST")
 
 
-def check_server(uri: str) -> None:
-    """Make sure that an MLflow server answers and lets us in, within about ten seconds.
+def check_server(uri: str, experiment: str = "") -> None:
+    """Make sure that MLflow answers, lets us in and takes runs, within about ten seconds.
 
     mlflow itself is only imported where a server wants more than a plain request.
 
+    Args:
+        uri: The tracking server.
+        experiment: Where the runs go; empty if there are none.
+
     Raises:
-        TrackingError: It does not answer, is no MLflow server, refuses us, or the SQLite file
-            cannot be written. One line, without secrets.
+        TrackingError: It does not answer, is no MLflow server, refuses us, the SQLite file cannot
+            be written or is of another version, or the experiment is deleted. One line, without
+            secrets.
     """
     uri = resolve_uri(uri)
     file = sqlite_file(uri)
     if file is not None:
-        _check_file(file)
-        return
-    problem = _ask(uri)
-    if problem:
+        is_deleted = _check_file(file, experiment)
+    else:
+        found = _ask(uri, experiment)
+        if isinstance(found, str):
+            raise TrackingError(
+                f"An MLflow server must answer at tracking.uri={redact(uri)}, but {found}. "
+                "Start it (lzsweep serve), correct the address, or use sqlite:///mlflow.db."
+            )
+        is_deleted = any(name == experiment for name in found)
+    if is_deleted:
         raise TrackingError(
-            f"An MLflow server must answer at tracking.uri={redact(uri)}, but {problem}. "
-            "Start it (lzsweep serve), correct the address, or use sqlite:///mlflow.db."
+            f"tracking.experiment must not be deleted, but {experiment!r} at {redact(uri)} is. "
+            "Restore it in MLflow, or choose another name."
         )
 
 
-def _ask(uri: str) -> str:
+def _ask(uri: str, experiment: str) -> list[str] | str:
+    """What is wrong with a server; else the deleted experiments of a name, if any."""
     import requests
 
+    quote = "'" if '"' in experiment else '"'
+    query = f"name = {quote}{experiment}{quote}" if quote not in experiment else ""
     try:
         answer = requests.post(
             f"{uri}/api/2.0/mlflow/experiments/search",
-            json={"max_results": 1},
+            json={"max_results": 1, "view_type": "DELETED_ONLY", "filter": query},
             timeout=(_CONNECT_S, _ANSWER_S),
         )
     except requests.exceptions.SSLError:
-        return _ask_with_client(uri)
+        return _ask_with_client(uri, query)
     except requests.exceptions.RequestException as e:
         return unreachable(reason(e))
     if answer.status_code in (401, 403):
-        return _ask_with_client(uri)
+        return _ask_with_client(uri, query)
     if answer.status_code >= 500:
         return f"it answered with error {answer.status_code}"
     try:
-        known = answer.ok and isinstance(answer.json(), dict)
+        found = answer.json()
     except ValueError:
-        known = False
-    return "" if known else f"what answered is no MLflow server (status {answer.status_code})"
+        found = None
+    if not answer.ok or not isinstance(found, dict):
+        return f"what answered is no MLflow server (status {answer.status_code})"
+    return [one.get("name", "") for one in found.get("experiments", [])]
 
 
-def _ask_with_client(uri: str) -> str:
+def _ask_with_client(uri: str, query: str) -> list[str] | str:
     # MLflow's client knows all ways to prove who we are and whom we trust.
     try:
-        connect(uri).search_experiments(max_results=1)
+        from mlflow.entities import ViewType
+
+        deleted = ViewType.DELETED_ONLY
+        found = connect(uri).search_experiments(deleted, max_results=1, filter_string=query)
+        return [one.name for one in found]
     except Exception as e:
         text = str(classify(e))
         if "401" in text or "403" in text or "authenticate" in text.lower():
@@ -113,17 +136,19 @@ def _ask_with_client(uri: str) -> str:
                 f"MLFLOW_TRACKING_PASSWORD): {text[:200]}"
             )
         return text
-    return ""
 
 
-def _check_file(file: Path) -> None:
+def _check_file(file: Path, experiment: str) -> bool:
+    """Whether the experiment is deleted in a file that can be used, or could be made."""
     folder = next(p for p in file.parents if p.exists())
     problem = ""
+    is_deleted = False
     if file.exists():
         try:
             # A URI path, so that nothing is created.
             with closing(sqlite3.connect(f"{file.as_uri()}?mode=rw", uri=True, timeout=5)) as db:
                 db.execute("BEGIN IMMEDIATE")
+                is_deleted = _is_deleted(db, file, experiment)
         except sqlite3.Error as e:
             # In use by others for longer than we wait is no fault.
             problem = "" if "locked" in str(e) else str(e)
@@ -134,6 +159,30 @@ def _check_file(file: Path) -> None:
             f"The MLflow database of tracking.uri must be writable, but {file} is not: {problem}. "
             "Choose another place, e.g. tracking.uri=sqlite:////HOME/mlflow.db."
         )
+    return is_deleted
+
+
+def _is_deleted(db: sqlite3.Connection, file: Path, experiment: str) -> bool:
+    tables = {name for (name,) in db.execute("SELECT name FROM sqlite_master")}
+    if not {"alembic_version", "experiments"} <= tables:
+        return False  # nothing of MLflow yet
+    (version,) = db.execute("SELECT version_num FROM alembic_version").fetchone()
+    if version not in _schema_heads():
+        raise TrackingError(other_version(str(file)))
+    stages = db.execute("SELECT lifecycle_stage FROM experiments WHERE name = ?", (experiment,))
+    return ("deleted",) in stages
+
+
+def _schema_heads() -> set[str]:
+    """Versions of the installed MLflow's schema that no other one follows; found unimported."""
+    spec = importlib.util.find_spec("mlflow")
+    assert spec and spec.origin
+    follows: dict[str, str] = {}
+    for file in Path(spec.origin).parent.glob("store/db_migrations/versions/*.py"):
+        found = dict(re.findall(r"^(revision|down_revision) = \W?(\w+)", file.read_text(), re.M))
+        if "revision" in found:
+            follows[found["revision"]] = found["down_revision"]
+    return follows.keys() - follows.values()
 
 
 def begin_parent(

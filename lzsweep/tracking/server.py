@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lzsweep.errors import TrackingError, UserError
-from lzsweep.tracking.client import reason, sqlite_file
+from lzsweep.tracking.client import other_version, reason, sqlite_file
 from lzsweep.tracking.gate import Gate
 
 if TYPE_CHECKING:
@@ -196,13 +196,7 @@ def _judge(error: Exception, database: str) -> UserError | TrackingError:
     file = sqlite_file(database)
     where = str(file) if file else "the database"
     if "out-of-date database schema" in text or "Can't locate revision" in text:
-        from mlflow.version import VERSION
-
-        return UserError(
-            f"the database must be of MLflow {VERSION}, but {where} is of another version; with an"
-            " older one in it, make a copy and run `mlflow db upgrade URL`; with a newer one,"
-            " install that MLflow"
-        )
+        return UserError(other_version(where))
     return TrackingError(f"MLflow cannot open {where}: {text}")
 
 

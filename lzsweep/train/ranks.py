@@ -29,7 +29,7 @@ from lzsweep.train.parent import die_with_parent
 
 GRACE_S = 30.0
 """Time that the others have to end after this process, and it after one of them."""
-DEATH_S = 1.0
+DEATH_S = 5.0
 """Time between the end of a process's connections and its own."""
 
 _BY_LIGHTNING = ("fork", "spawn", "notebook")

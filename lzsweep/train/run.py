@@ -192,7 +192,7 @@ def _recorded(
     if not has_recorder(config["logger"]):
         yield
         return
-    check_server(tracking["uri"])
+    check_server(tracking["uri"], tracking["experiment"])
     recorder = Recorder(**tracking)
     recorder.start(
         folder,

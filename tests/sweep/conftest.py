@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tempfile
 import uuid
@@ -84,7 +85,13 @@ class Cli:
     def __call__(self, *arguments: str) -> tuple[int, str, str]:
         """Run a command line; exit code, standard output, standard error."""
         self._capsys.readouterr()
-        code = main(arguments)
+        before = os.environ.get("LZSWEEP_STORAGE")
+        try:
+            code = main(arguments)
+        finally:  # `resume` sets it for its own process, which a command's is otherwise
+            os.environ.pop("LZSWEEP_STORAGE", None)
+            if before is not None:
+                os.environ["LZSWEEP_STORAGE"] = before
         out, err = self._capsys.readouterr()
         return code, out, err
 

@@ -331,7 +331,7 @@ def test_an_unknown_study_names_the_known_ones(url: str) -> None:
 def test_a_database_in_no_folder_and_one_that_does_not_answer(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="folder of the study database must exist"):
         open_study(f"sqlite:///{tmp_path}/no/x.db", "s")
-    with pytest.raises(UserError, match=r"postgresql\+psycopg://me:\*\*\*@127.0.0.1:1/x says"):
+    with pytest.raises(UserError, match=r"postgresql\+psycopg://\*\*\*@127.0.0.1:1/x says"):
         open_study("postgresql://me:secret@127.0.0.1:1/x", "s")
     with pytest.raises(UserError, match="must be the URL of a database, but got"):
         open_study("lzsweep.db", "s")

@@ -41,6 +41,26 @@ def test_new_sqlite_file_needs_only_a_place(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_experiment_that_is_deleted_is_refused(uri: str) -> None:
+    client = connect(uri)
+    check_server(uri, "new")
+    kept = client.create_experiment("kept")
+    for name in ("gone", "it's gone"):
+        client.delete_experiment(client.create_experiment(name))
+        with pytest.raises(TrackingError, match=f"deleted, but .{name}. at .* is. Restore it"):
+            check_server(uri, name)
+    check_server(uri, "kept")
+    assert client.get_experiment(kept).lifecycle_stage == "active"
+
+
+def test_a_file_of_another_version_is_refused(sqlite_uri: str, tmp_path: Path) -> None:
+    check_server(sqlite_uri)
+    with closing(sqlite3.connect(tmp_path / "db" / "mlflow.db")) as db, db:
+        db.execute("UPDATE alembic_version SET version_num = 'other'")
+    with pytest.raises(TrackingError, match=r"must be of MLflow .* is of another version"):
+        check_server(sqlite_uri)
+
+
 def test_port_that_refuses(server: Server) -> None:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
