@@ -6,6 +6,8 @@ from lzsweep.sweep.trial import ignore_signals
 ignore_signals()  # before the imports of many seconds, in which a signal would end the forkserver
 import_lightning()
 
+import numpy.random  # noqa: E402, F401
+
 import lzsweep.sweep.reporter  # noqa: E402
 import lzsweep.train.data  # noqa: E402
 import lzsweep.train.fit  # noqa: E402
