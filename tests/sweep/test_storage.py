@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import sqlalchemy
 
@@ -41,3 +43,12 @@ def test_an_address_is_shown_without_its_password(address: str) -> None:
     with pytest.raises(UserError, match=r"must (answer|be the URL of a database), but") as caught:
         open_storage(address)
     assert "s3cret" not in f"{caught.value} {shown_url(address)}"
+
+
+def test_a_database_in_no_folder_and_one_that_does_not_answer(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="folder of the study database must exist"):
+        open_study(f"sqlite:///{tmp_path}/no/x.db", "s")
+    with pytest.raises(UserError, match=r"postgresql\+psycopg://\*\*\*@127.0.0.1:1/x says"):
+        open_study("postgresql://me:secret@127.0.0.1:1/x", "s")
+    with pytest.raises(UserError, match="must be the URL of a database, but got"):
+        open_study("lzsweep.db", "s")

@@ -8,7 +8,6 @@ import signal
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import optuna
@@ -145,33 +144,6 @@ def test_a_grid_is_queued_once_and_trains_each_point_once(url: str) -> None:
         study.tell(claim, "complete", [0.0])
     assert seen == [("p", 1), ("p", 2), ("p", 3), ("q", 1), ("q", 2), ("q", 3)]
     assert study.is_done()
-
-
-def test_what_waits_is_read_once_and_seen_when_it_begins(
-    url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    study, other = (make_study(url, n_trials=6, space=GRID) for _ in range(2))
-    with study.lock():
-        study.enqueue(list(GRID.grid()))
-    assert [t.state for t in study.trials()] == ["waiting"] * 6
-    read: list[int] = []
-    all_of_them = RDBStorage._get_trials
-
-    def count(*arguments: Any) -> Any:
-        rows = all_of_them(*arguments)
-        read.append(len(rows))
-        return rows
-
-    first = must_claim(other)
-    monkeypatch.setattr(RDBStorage, "_get_trials", count)
-    assert [t.state for t in study.trials()] == ["running"] + ["waiting"] * 5
-    other.tell(first, "complete", [0.5])
-    second = must_claim(study)
-    assert second.trial.number == 1
-    assert read == [1, 1], "what began, and what ended"
-    assert not other.retry(second.trial, "node lost", max_retries=3)
-    assert [t.attempt for t in study.trials()] == [1, 2, 1, 1, 1, 1]
-    assert must_claim(study).trial.number == 1
 
 
 def test_a_retry_keeps_number_parameters_and_curve(url: str) -> None:
@@ -326,15 +298,6 @@ def test_an_unknown_study_names_the_known_ones(url: str) -> None:
     make_study(url, name="known")
     with pytest.raises(UserError, match="has no study 'other'; studies there: known"):
         open_study(url, "other")
-
-
-def test_a_database_in_no_folder_and_one_that_does_not_answer(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="folder of the study database must exist"):
-        open_study(f"sqlite:///{tmp_path}/no/x.db", "s")
-    with pytest.raises(UserError, match=r"postgresql\+psycopg://\*\*\*@127.0.0.1:1/x says"):
-        open_study("postgresql://me:secret@127.0.0.1:1/x", "s")
-    with pytest.raises(UserError, match="must be the URL of a database, but got"):
-        open_study("lzsweep.db", "s")
 
 
 def test_a_worker_killed_between_its_claim_and_the_first_heartbeat(
