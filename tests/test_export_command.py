@@ -174,6 +174,11 @@ def test_a_study_a_trial_and_a_run_are_exported(cli: Cli, work: Path) -> None:  
     assert f"play with it: leelaz -w {run / 'weights.txt.gz'}" in out
     assert read_weights(run / "weights.txt.gz").filters == 16
 
+    again = (*QUICK, "network=tiny", f"network.init_from={run_id}", f"hydra.run.dir={run}")
+    told = refused(cli, *again, "lr=0.5", "network.filters=4")
+    assert "holds one with module.lr=0.05 (now 0.5), module.network.filters=16 (now 4);" in told
+    assert cli(*again)[0] == 0, "the same words go on"
+
 
 @pytest.mark.slow
 def test_a_pruned_trial_leaves_its_best_network_too(cli: Cli, work: Path) -> None:  # noqa: F811

@@ -16,8 +16,8 @@ from lzsweep.train.source import is_checkpoint
 
 @app.command(
     epilog="Examples:  lzsweep export demo -o net.txt.gz   |   lzsweep export demo --trial 7"
-    " -o net.txt   |   lzsweep export outputs/2026-01-31/12-00-00 -o net.txt.gz   |   lzsweep"
-    " export 3f1c0a5e9b2d4c6f8a7b1e2d3c4f5a6b -o net.txt.gz"
+    " -o net.txt   |   lzsweep export outputs/2026-01-31/12-00-00-123456 -o net.txt.gz   |  "
+    " lzsweep export 3f1c0a5e9b2d4c6f8a7b1e2d3c4f5a6b -o net.txt.gz"
 )
 def export(
     what: Annotated[

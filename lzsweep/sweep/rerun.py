@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import sys
-import time
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +61,7 @@ def train_again(study: Study, number: int, seed: int | None = None) -> None:
         own = own if record.seeds == 1 else seed_folder(own, config["seed"])
         metrics = train_recorded(
             config,
-            Path(time.strftime("outputs/%Y-%m-%d/%H-%M-%S")).absolute(),
+            Path(f"{datetime.now():outputs/%Y-%m-%d/%H-%M-%S-%f}").absolute(),
             name=f"rerun of {study.name} #{number:03d} {show_params(trial.params)}".strip(),
             params=trial.params,
             tags={"rerun_of": f"{study.name}/{number}", "rerun_of_run": run_id_of(own) or ""},

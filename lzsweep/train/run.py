@@ -10,18 +10,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from lzsweep.config import ARTIFACTS, WEIGHTS_FILE, objectives, take_spaces
+from lzsweep.config import ARTIFACTS, LAST_CHECKPOINT, WEIGHTS_FILE, objectives, take_spaces
 from lzsweep.errors import ConfigError, LzsweepError, UserError
 from lzsweep.explain import target_problems
 from lzsweep.imports import import_lightning
 from lzsweep.tracking.client import redact
 from lzsweep.tracking.journal import Status
 from lzsweep.tracking.outbox import run_id_of
-from lzsweep.tracking.recorder import Recorder, has_recorder
+from lzsweep.tracking.recorder import CONFIG_NAME, Recorder, has_recorder
 from lzsweep.tracking.runs import check_server
 from lzsweep.train.build import ensure_store, find_store
 from lzsweep.train.source import check_init_from
@@ -48,6 +49,7 @@ def run(cfg: DictConfig) -> float | list[float]:
     if problems := target_problems(plain):
         raise ConfigError(problems)
     check_init_from(plain["network"])
+    _check_folder(folder, plain)
     if news := prepare_data(plain["data"]):
         print(news)
     overrides = list(hydra.overrides.task)
@@ -55,6 +57,27 @@ def run(cfg: DictConfig) -> float | list[float]:
     metrics = train_recorded(plain, folder, name=name, params=_params(overrides))
     values = objectives_of(metrics, objectives(plain["objective"])[0])
     return values[0] if len(values) == 1 else list(values)
+
+
+def _check_folder(folder: Path, config: Mapping[str, Any]) -> None:
+    """Refuse to go on with what other words began: half of each would be neither."""
+    kept = folder / CONFIG_NAME
+    if not (folder / LAST_CHECKPOINT).exists() or not kept.exists():
+        return
+    old = yaml.safe_load(kept.read_text())
+    if changes := list(_changes(old["module"], config["module"], "module")):
+        raise UserError(
+            f"a folder holds one training, but {folder} holds one with {', '.join(changes)};"
+            " choose another hydra.run.dir, or go on with the same words"
+        )
+
+
+def _changes(old: Any, new: Any, name: str) -> Iterator[str]:
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        for key in sorted({*old, *new}):
+            yield from _changes(old.get(key), new.get(key), f"{name}.{key}")
+    elif old != new:
+        yield f"{name}={old} (now {new})"
 
 
 def train_recorded(

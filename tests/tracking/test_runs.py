@@ -5,6 +5,7 @@ import os
 import socket
 import sqlite3
 import subprocess
+import uuid
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -43,13 +44,14 @@ def test_new_sqlite_file_needs_only_a_place(tmp_path: Path) -> None:
 
 def test_an_experiment_that_is_deleted_is_refused(uri: str) -> None:
     client = connect(uri)
-    check_server(uri, "new")
-    kept = client.create_experiment("kept")
-    for name in ("gone", "it's gone"):
+    one = uuid.uuid4().hex  # of this test: the server is that of others too
+    check_server(uri, f"new {one}")
+    kept = client.create_experiment(f"kept {one}")
+    for name in (f"gone {one}", f"it's gone {one}"):
         client.delete_experiment(client.create_experiment(name))
         with pytest.raises(TrackingError, match=f"deleted, but .{name}. at .* is. Restore it"):
             check_server(uri, name)
-    check_server(uri, "kept")
+    check_server(uri, f"kept {one}")
     assert client.get_experiment(kept).lifecycle_stage == "active"
 
 
