@@ -7,13 +7,20 @@ import inspect
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 
 from lzsweep.imports import import_lightning, stand_in
+from lzsweep.tracking.client import connect
+from lzsweep.tracking.delivery import deliver
+from lzsweep.tracking.journal import Journal
+from lzsweep.tracking.outbox import run_id_of
+from lzsweep.tracking.runs import check_server
 from tests.go.engine import PROJECT
+from tests.tracking.conftest import Server, empty_database, server  # noqa: F401
 
 
 def test_a_stand_in_is_there_for_a_while_and_only_where_nothing_was() -> None:
@@ -105,7 +112,55 @@ def train_plot_and_compile() -> None:
 
 @pytest.mark.slow
 def test_lightning_trains_plots_and_compiles_though_much_was_left_out() -> None:
-    code = f"from {__name__} import train_plot_and_compile; train_plot_and_compile()"
+    run_afresh("train_plot_and_compile()")
+
+
+def deliver_and_use_mlflow(uri: str, folder: str) -> None:
+    """In a process that has imported nothing yet."""
+    run = Path(folder)
+    (run / "notes.txt").write_text("hello")
+    with Journal(run) as journal:
+        journal.start(experiment="hollow", name="a", params={"lr": 0.1}, tags={"a": "b"})
+        journal.metrics(1, {"loss": 1.0})
+        journal.artifact("notes.txt")
+        journal.end("FINISHED")
+    check_server(uri, "hollow")
+    assert deliver(run, uri)
+    run_id = run_id_of(run) or ""
+    client = connect(uri)
+    assert client.get_run(run_id).data.metrics == {"loss": 1.0}
+    (found,) = client.search_runs([client.get_run(run_id).info.experiment_id])
+    inspect.getmodule(len)  # looks at all modules
+    heavy = ("pandas", "fastapi", "mlflow.models.signature", "mlflow.genai.judges")
+    assert [name for name in heavy if name in sys.modules] == []
+
+    import mlflow
+
+    hollow = mlflow
+    mlflow.set_tracking_uri(uri)
+    assert mlflow.active_run() is None
+    assert mlflow.get_run(run_id).info == found.info
+    assert callable(mlflow.genai.make_judge)
+    assert importlib.import_module("mlflow.models").infer_signature
+    assert mlflow is hollow
+    assert str(mlflow.__file__).endswith("mlflow/__init__.py")
+
+    pandas: Any = importlib.import_module("pandas")
+    frame = pandas.DataFrame({"a": [1.0]})
+    data: Any = importlib.import_module("mlflow.data")
+    assert data.from_pandas(frame, name="x").df is frame
+    assert Path(client.download_artifacts(run_id, "notes.txt", folder)).read_text() == "hello"
+    assert len(mlflow.search_runs([found.info.experiment_id])) == 1  # a frame that it makes
+
+
+@pytest.mark.slow
+@pytest.mark.server
+def test_mlflows_client_delivers_though_much_was_left_out(server: Server, tmp_path: Path) -> None:  # noqa: F811
+    run_afresh(f"deliver_and_use_mlflow({server.uri!r}, {str(tmp_path)!r})")
+
+
+def run_afresh(call: str) -> None:
+    code = f"import {__name__} as here; here.{call}"
     command = [sys.executable, "-W", "ignore", "-c", code]
     done = subprocess.run(command, capture_output=True, text=True, cwd=PROJECT, check=False)
     assert done.returncode == 0, done.stderr

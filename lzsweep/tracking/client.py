@@ -20,6 +20,7 @@ from urllib.parse import quote, urlsplit
 from filelock import FileLock
 
 from lzsweep.errors import TrackingError
+from lzsweep.imports import import_mlflow_client
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -120,14 +121,17 @@ def _connect(uri: str, pid: int) -> MlflowClient:
     del pid  # A forked child needs connections of its own.
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
-    from mlflow import MlflowClient
+    file = sqlite_file(uri)
+    if file is None:
+        import_mlflow_client()
+        from mlflow.tracking.client import MlflowClient
+
+        return MlflowClient(tracking_uri=uri)
 
     # It prints a traceback for each "database is locked"; we retry and tell it in one line.
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
-    file = sqlite_file(uri)
-    if file is None:
-        return MlflowClient(tracking_uri=uri)
     import mlflow.store.tracking.sqlalchemy_store  # noqa: F401 (slow: not while holding the lock)
+    from mlflow import MlflowClient
 
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
