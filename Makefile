@@ -16,7 +16,7 @@ install: .venv/.installed ## Make .venv and install lzsweep with the tested vers
 		{ echo "lzsweep needs Python >= 3.11; say which one: make PYTHON=python3.12 install"; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet uv
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --group dev --editable .
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --constraint constraints.txt --group dev --editable .
 	@touch $@
 
 submit: install ## Put a ready-made sweep on the Slurm cluster: make submit SWEEP=cluster
@@ -49,7 +49,7 @@ bench-sweep: install build/bench/peers/.venv/.installed ## Measure sweeps beside
 
 build/bench/peers/.venv/.installed: benchmarks/peers/requirements.txt pyproject.toml constraints.txt | install
 	$(BIN)/uv venv --quiet --allow-existing --python $(BIN)/python build/bench/peers/.venv
-	$(BIN)/uv pip install --quiet --python build/bench/peers/.venv/bin/python --constraint constraints.txt \
+	$(BIN)/uv pip install --quiet --compile-bytecode --python build/bench/peers/.venv/bin/python --constraint constraints.txt \
 		--requirements benchmarks/peers/requirements.txt --editable .
 	@touch $@
 

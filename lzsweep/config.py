@@ -22,7 +22,7 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.types import RunMode
 from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 
-from lzsweep.errors import ConfigError
+from lzsweep.errors import ConfigError, UserError
 
 COSTS = ("cost/parameters", "cost/flops", "cost/positions_per_s", "cost/train_s")
 """What `lzsweep.train.cost` logs of any module."""
@@ -283,6 +283,20 @@ def objectives(objective: Any) -> tuple[tuple[str, ...], tuple[Direction, ...]]:
                 ]
             )
     return tuple(p["metric"] for p in pairs), tuple(p["direction"] for p in pairs)
+
+
+def objectives_of(metrics: Mapping[str, float], names: Sequence[str]) -> tuple[float, ...]:
+    """The objectives among the metrics.
+
+    Raises:
+        UserError: one was never logged.
+    """
+    if missing := [name for name in names if name not in metrics]:
+        raise UserError(
+            f"an objective must be logged by the module, but {', '.join(missing)} never was;"
+            f" logged: {', '.join(sorted(metrics))}; set objective.metric"
+        )
+    return tuple(metrics[name] for name in names)
 
 
 def best_by(objective: Any) -> tuple[str, Direction]:

@@ -20,13 +20,13 @@ from lzsweep.sweep.budget import parse_time
 from lzsweep.sweep.deciders import make_pruner, make_sampler
 from lzsweep.sweep.lesson import LEARNERS, find_teacher
 from lzsweep.sweep.probe import gpus_asked, limit_problems
-from lzsweep.sweep.record import Resource
 from lzsweep.sweep.slots import devices_per_trial, find_slots
 from lzsweep.sweep.slurm import is_slurm
 from lzsweep.sweep.space import Space
 from lzsweep.sweep.standing import pruner_problem
 from lzsweep.sweep.storage import absolute_url, first_line, network_mount
 from lzsweep.sweep.syntax import probe_points
+from lzsweep.sweep.trial import Resource
 from lzsweep.tracking.client import resolve_uri, sqlite_file
 from lzsweep.tracking.recorder import has_recorder
 from lzsweep.tracking.runs import check_server

@@ -65,7 +65,6 @@ from lzsweep.tracking.runs import (
     changed_code,
     close_parent,
     code_version,
-    open_parent,
 )
 from lzsweep.train.run import data_version
 
@@ -138,7 +137,6 @@ class Controller:
         fingerprint = hashlib.blake2b(json.dumps(settings).encode(), digest_size=16).hexdigest()
         choice = cfg.hydra.runtime.choices.get("sweeps") or "sweep"
         name = cfg.study.name or f"{choice}-{fingerprint[:8]}"
-        uri = resolve_uri(cfg.tracking.uri)
         known = find_study(cfg.study.storage, name)
         folder = Path(known.record.folder) if known else self._folder(name)
         if self._is_slurm and cfg.worker.probe and (problems := probe(cfg, folder)):
@@ -171,8 +169,6 @@ class Controller:
                 tags=code_version(),
                 description=_question(study),
             )
-            if cfg.worker.wait:  # else its workers open it: to import MLflow takes too long here
-                open_parent(study.record.folder, uri)
         self._say(
             f"{'new study' if is_new else 'joined study'} {name}: "
             f"{_question(study)}; {study.n_trials} trials,"

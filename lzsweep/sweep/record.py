@@ -26,12 +26,12 @@ from lzsweep.config import COSTS
 from lzsweep.errors import UserError
 from lzsweep.sweep.space import Value, shown_params
 from lzsweep.sweep.standing import Climb
+from lzsweep.sweep.trial import Resource
 from lzsweep.tracking.client import HIDDEN, redact, resolve_uri
 
 State = Literal["complete", "pruned", "failed", "running", "waiting"]
 STATES: tuple[State, ...] = ("complete", "pruned", "failed", "running", "waiting")
 Ending = Literal["complete", "pruned", "infeasible", "error", "infrastructure"]
-Resource = Literal["epochs", "steps", "positions", "seconds"]
 RUNG = "rung "
 """Begins the name of the attribute that holds the objectives at a rung."""
 

@@ -20,8 +20,15 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.loops.progress import _ProcessedTracker
 from pytorch_lightning.utilities.data import extract_batch_size
 
-from lzsweep.sweep.record import Resource
-from lzsweep.sweep.trial import Link, Pruned, Report, Stopped, check_finite, ignore_signals
+from lzsweep.sweep.trial import (
+    Link,
+    Pruned,
+    Report,
+    Resource,
+    Stopped,
+    check_finite,
+    ignore_signals,
+)
 from lzsweep.train.checkpoint import Checkpoints
 
 _ROUNDING = 1e-9  # of epochs, which are fractions

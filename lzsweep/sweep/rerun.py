@@ -12,7 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from lzsweep.config import compose, make_loader
+from lzsweep.config import compose, make_loader, objectives_of
 from lzsweep.errors import UserError
 from lzsweep.sweep.record import Record, Trial
 from lzsweep.sweep.report import show_params
@@ -21,7 +21,7 @@ from lzsweep.sweep.space import Space
 from lzsweep.sweep.study import Study
 from lzsweep.tracking.outbox import run_id_of
 from lzsweep.tracking.runs import changed_code
-from lzsweep.train.run import data_version, objectives_of, prepare_data, train_recorded
+from lzsweep.train.run import data_version, prepare_data, train_recorded
 
 
 def train_again(study: Study, number: int, seed: int | None = None) -> None:

@@ -160,6 +160,20 @@ def end_row(
         _end(storage, session, row, state, values, attributes)
 
 
+def add_to_end(storage: RDBStorage, row: int, **known: Any) -> None:
+    """Say more in the user attribute `end` of a row that has ended, which Optuna has no word for.
+
+    Args:
+        storage: with the row.
+        row: Optuna's id.
+        known: what became known since.
+    """
+    with _create_scoped_session(storage.scoped_session) as session:
+        rows = session.query(models.TrialUserAttributeModel).filter_by(trial_id=row, key="end")
+        for end in rows.with_for_update():
+            end.value_json = json.dumps({**json.loads(str(end.value_json)), **known})
+
+
 def hand_over(
     storage: RDBStorage, study_id: int, row: int, successor: FrozenTrial, **attributes: Any
 ) -> None:

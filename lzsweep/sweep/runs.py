@@ -79,13 +79,17 @@ def settle_runs(study: Study, uri: str) -> None:
 def reveal_runs(study: Study, uri: str) -> None:
     """See that the run of each trial is made: a trial may end before MLflow has heard of it.
 
-    What names all runs, such as a link that compares them, can be written then.
+    What names all runs, such as a link that compares them, can be written then, and whoever has
+    not the trials' folders finds the runs by the study.
     """
+    is_away = False
     for trial in study.trials():
         folder = Path(study.record.folder) / str(trial.number)
-        is_unknown = (folder / JOURNAL_NAME).exists() and run_id_of(folder) is None
-        if is_unknown and not deliver_or_warn(folder, uri):
-            return  # the server is away; the others would wait for nothing
+        if not is_away and (folder / JOURNAL_NAME).exists() and run_id_of(folder) is None:
+            # A server that is away would let the others wait for nothing.
+            is_away = not deliver_or_warn(folder, uri)
+        if trial.is_finished and trial.run_id is None and (run_id := run_id_of(folder)):
+            study.name_run(trial, run_id)
 
 
 def _is_settled(journal: Path) -> bool:

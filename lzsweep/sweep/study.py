@@ -48,6 +48,7 @@ from lzsweep.sweep.rows import (
     KeptRows,
     OpenRows,
     add_rows,
+    add_to_end,
     begin_row,
     end_row,
     find_stale,
@@ -78,8 +79,9 @@ class Study:
         self._lessons: Sequence[FrozenTrial] = ()
         self.name: str = study.study_name
 
-    @property
+    @cached_property
     def record(self) -> Record:
+        """What is swept; it never changes."""
         return self._told()[0]
 
     @cached_property
@@ -450,6 +452,10 @@ class Study:
                 values = [curve[max(curve)]] if curve else None
             self._study.sampler.after_trial(self._study, frozen, state, values)
             end_row(self._storage, claim.row, state, values, end=end)
+
+    def name_run(self, trial: Trial, run_id: str) -> None:
+        """Note the run of a trial that ended before MLflow had heard of it."""
+        add_to_end(self._storage, trial.row, run_id=run_id)
 
     def retry(self, trial: Trial, reason: str, *, max_retries: int, free: bool = False) -> str:
         """Hand an interrupted attempt over to whoever claims next.

@@ -30,14 +30,14 @@ from typing import Any, Literal
 import filelock
 import psutil
 
+from lzsweep.config import objectives_of
 from lzsweep.errors import LzsweepError
 from lzsweep.sweep.output import take_over_output
-from lzsweep.sweep.record import Resource
 from lzsweep.train.parent import die_with_parent
-from lzsweep.train.run import objectives_of
 
 LOG_NAME = "trial.log"
 
+Resource = Literal["epochs", "steps", "positions", "seconds"]
 Word = Literal["go on", "prune", "stop"]
 Kind = Literal["complete", "pruned", "infeasible", "error", "stopped", "killed"]
 

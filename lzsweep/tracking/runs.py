@@ -31,9 +31,8 @@ from lzsweep.tracking.client import (
     sqlite_file,
     unreachable,
 )
-from lzsweep.tracking.delivery import deliver, deliver_or_warn
+from lzsweep.tracking.delivery import deliver_or_warn
 from lzsweep.tracking.journal import Journal, Status
-from lzsweep.tracking.outbox import run_id_of
 
 COMMIT_TAG = "mlflow.source.git.commit"
 """MLflow's own tag of the code's version."""
@@ -195,7 +194,7 @@ def begin_parent(
 ) -> None:
     """Begin the parent run of a study, or take it up again, in its journal.
 
-    The server hears of it by `open_parent`, or with the first run below it that is delivered.
+    The server hears of it with the first run below it that is delivered.
 
     Args:
         folder: The study's folder; the journal of the run is kept there.
@@ -211,26 +210,6 @@ def begin_parent(
         journal.start(
             experiment=experiment, name=study, tags=notes, key=f"study {study} of {experiment}"
         )
-
-
-def open_parent(folder: Path | str, uri: str) -> str:
-    """Make the parent run of a study, as `begin_parent` has noted it, on the server now.
-
-    Args:
-        folder: The study's folder.
-        uri: The tracking server.
-
-    Returns:
-        The id of the run.
-
-    Raises:
-        TrackingError: The server does not answer or refuses the run.
-    """
-    deliver(folder, uri, wait_s=60)
-    run_id = run_id_of(folder)
-    if run_id is None:
-        raise TrackingError(f"Another process keeps the journal in {folder} from being delivered")
-    return run_id
 
 
 def close_parent(

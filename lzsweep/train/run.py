@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,14 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from lzsweep.config import ARTIFACTS, LAST_CHECKPOINT, WEIGHTS_FILE, objectives, take_spaces
+from lzsweep.config import (
+    ARTIFACTS,
+    LAST_CHECKPOINT,
+    WEIGHTS_FILE,
+    objectives,
+    objectives_of,
+    take_spaces,
+)
 from lzsweep.errors import ConfigError, LzsweepError, UserError
 from lzsweep.explain import target_problems
 from lzsweep.imports import import_lightning
@@ -182,20 +189,6 @@ def data_version(data: Mapping[str, Any]) -> dict[str, str]:
 
 def _chosen(data: Mapping[str, Any]) -> dict[str, Any]:
     return {key: data[key] for key in ("kind", "strict", "filter") if key in data}
-
-
-def objectives_of(metrics: Mapping[str, float], names: Sequence[str]) -> tuple[float, ...]:
-    """The objectives among the metrics.
-
-    Raises:
-        UserError: one was never logged.
-    """
-    if missing := [name for name in names if name not in metrics]:
-        raise UserError(
-            f"an objective must be logged by the module, but {', '.join(missing)} never was;"
-            f" logged: {', '.join(sorted(metrics))}; set objective.metric"
-        )
-    return tuple(metrics[name] for name in names)
 
 
 def _job(hydra: Any) -> str:

@@ -11,7 +11,9 @@ from lzsweep.errors import UserError
 from lzsweep.sweep.budget import Budget
 from lzsweep.sweep.studies import create_study
 from lzsweep.tracking.client import connect
-from lzsweep.tracking.runs import begin_parent, open_parent
+from lzsweep.tracking.delivery import deliver
+from lzsweep.tracking.outbox import run_id_of
+from lzsweep.tracking.runs import begin_parent
 from tests.sweep.conftest import Cli
 from tests.sweep.test_study import make_record
 from tests.tracking.conftest import sqlite_uri  # noqa: F401
@@ -50,7 +52,8 @@ def test_stop_tells_the_server_of_the_study(
     study, _ = create_study("sqlite:///lzsweep.db", "s", record, Budget(3))
     study.add_jobs(["7"])
     begin_parent(folder, experiment="e", study="s")
-    run_id = open_parent(folder, sqlite_uri)
+    deliver(folder, sqlite_uri)
+    run_id = run_id_of(folder) or ""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{work}/other.db")
     monkeypatch.setattr("lzsweep.commands.study.cancel_pending", lambda ids: None)
     monkeypatch.setattr("lzsweep.commands.study.queue", lambda ids: {})

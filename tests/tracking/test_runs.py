@@ -23,7 +23,6 @@ from lzsweep.tracking.runs import (
     check_server,
     close_parent,
     code_version,
-    open_parent,
 )
 from tests.tracking.conftest import Server
 from tests.tracking.test_delivery import points, runs_of, write_run
@@ -201,7 +200,8 @@ def test_artifacts_lie_beside_the_database(
 
 def make_parent(folder: Path, uri: str, **run: Any) -> str:
     begin_parent(folder, **run)
-    return open_parent(folder, uri)
+    assert deliver(folder, uri, wait_s=60)
+    return run_id_of(folder) or ""
 
 
 def test_parent_is_one_run_with_its_children(uri: str, tmp_path: Path) -> None:
