@@ -10,7 +10,11 @@ from __future__ import annotations
 import base64
 import logging
 import re
+import signal
 from collections.abc import Mapping
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +28,7 @@ from lzsweep.sweep.forkserver import small_context
 from lzsweep.sweep.output import last_lines
 from lzsweep.sweep.record import STATES, Trial
 from lzsweep.sweep.seeds import log_of
+from lzsweep.sweep.trial import ignore_signals
 
 REPORT_NAME = "report"
 PAGE_NAME = "index.html"
@@ -97,13 +102,46 @@ def fingerprint_of(folder: Path) -> str | None:
     return found and found[1]
 
 
-def _in_a_process(findings: Findings, folder: Path, links: dict[str, str]) -> None:
-    # In a worker the forkserver is warm, and has matplotlib with torchmetrics.
-    child = small_context().Process(  # type: ignore[attr-defined]  # each context has one
-        target=write_report, args=(findings, folder.absolute(), links), name="report"
+def prepare_report() -> None:
+    """Start the process that writes the next report; its imports take as long as the drawing."""
+    global _prepared
+    _prepared = _prepared or _start_writer()
+
+
+_Writer = tuple[BaseProcess, Connection]
+_prepared: _Writer | None = None
+
+
+def _start_writer() -> _Writer:
+    context = small_context()
+    told, tell = context.Pipe(duplex=False)
+    # A daemon, for one that is told nothing is not waited for at the end.
+    child = context.Process(  # type: ignore[attr-defined]  # each context has one
+        target=_write_when_told, args=(told,), name="report", daemon=True
     )
     child.start()
+    told.close()
+    return child, tell
+
+
+def _write_when_told(told: Connection) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # how whoever started it ends it
+    import lzsweep.sweep.plots  # noqa: F401
+
+    with suppress(EOFError):  # nobody wants one
+        report = told.recv()
+        ignore_signals()
+        write_report(*report)
+
+
+def _in_a_process(findings: Findings, folder: Path, links: dict[str, str]) -> None:
+    global _prepared
+    if _prepared is None or not _prepared[0].is_alive():
+        _prepared = _start_writer()
+    (child, tell), _prepared = _prepared, None
     try:
+        with tell:
+            tell.send((findings, folder.absolute(), links))
         child.join(REPORT_S)
         if child.exitcode is None:
             _logger.warning("no report was written within %d s; see `lzsweep report`", REPORT_S)

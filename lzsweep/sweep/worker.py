@@ -31,6 +31,7 @@ from lzsweep.sweep.deciders import make_pruner, make_sampler
 from lzsweep.sweep.finish import finish_study
 from lzsweep.sweep.forkserver import await_forkserver, start_forkserver, uses_compiler
 from lzsweep.sweep.lesson import find_lessons, teach
+from lzsweep.sweep.page import prepare_report
 from lzsweep.sweep.process import this_host
 from lzsweep.sweep.record import Claim, Ending, Record, SeedResult, Trial
 from lzsweep.sweep.rows import OpenRows, TrialLost
@@ -186,6 +187,8 @@ class Worker:
         while not self._stopping.is_set() and patiently(self._walltime.has_room):
             claim = patiently(self._claim, slot)
             if claim is not None:
+                if claim.trial.number + 1 >= patiently(lambda: self._study.n_trials):
+                    prepare_report()  # beside the last trial
                 self._train_or_tell(claim, slot)
             elif not self._await_claimable():
                 return
