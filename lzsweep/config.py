@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import yaml
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
 from hydra.core.config_loader import ConfigLoader
@@ -21,6 +22,7 @@ from hydra.core.plugins import Plugins
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.types import RunMode
 from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
+from omegaconf._utils import get_omega_conf_dumper
 
 from lzsweep.errors import ConfigError, UserError
 
@@ -309,6 +311,20 @@ def best_by(objective: Any) -> tuple[str, Direction]:
         if metric not in COSTS:
             return metric, direction
     return "val/loss_unweighted", "minimize"
+
+
+def to_yaml(config: Mapping[str, Any]) -> str:
+    """A plain configuration as OmegaConf writes it, without making it OmegaConf's first.
+
+    That takes ten times as long, while the next trial waits for its slot.
+    """
+    return yaml.dump(
+        config,
+        Dumper=get_omega_conf_dumper(),
+        default_flow_style=False,
+        allow_unicode=True,
+        sort_keys=False,
+    )
 
 
 def sources(loader: ConfigLoader) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import importlib.util
 import sys
@@ -15,6 +16,21 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 COMPILER = "torch._dynamo"
+
+
+@contextmanager
+def no_collection() -> Iterator[None]:
+    """Hold Python's garbage collector back while much is imported.
+
+    Modules are no garbage, but it looks at all of them again and again, for a third of the time.
+    """
+    was_enabled = gc.isenabled()  # by another thread that imports, it is not
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 @contextmanager
@@ -44,8 +60,12 @@ def import_lightning() -> None:
     torchmetrics wants names for its plots. While the compiler is not imported nothing is compiled,
     so all that is answered without it. Whoever asks for more gets the real modules.
     """
-    if "pytorch_lightning" in sys.modules:
-        return
+    if "pytorch_lightning" not in sys.modules:
+        with no_collection():
+            _import_lightning()
+
+
+def _import_lightning() -> None:
     import torch
 
     if COMPILER not in sys.modules:
@@ -68,8 +88,12 @@ def import_mlflow_client() -> None:
     everybody, and pandas, which the client names in annotations. A process that only talks to a
     server asks for neither; whoever does gets the real ones.
     """
-    if "mlflow" in sys.modules:
-        return
+    if "mlflow" not in sys.modules:
+        with no_collection():
+            _import_mlflow_client()
+
+
+def _import_mlflow_client() -> None:
     _make_hollow("mlflow", __version__=version("mlflow"))  # sent with each request
     for name in ("mlflow.genai", "mlflow.models", "mlflow.projects"):
         _make_hollow(name)

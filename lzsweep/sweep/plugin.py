@@ -11,6 +11,7 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
+from lzsweep.imports import no_collection
 from lzsweep.sweep.forkserver import start_forkserver, uses_compiler
 
 
@@ -38,7 +39,8 @@ class PullSweeper(Sweeper):
         if is_basic(self.config):
             # The trials will be forked here; their imports run beside ours and the checks.
             start_forkserver(compiles=uses_compiler(self.config))
-        from lzsweep.sweep.controller import Controller
+        with no_collection():
+            from lzsweep.sweep.controller import Controller
 
         assert self.hydra_context is not None
         return Controller(self.config, self.hydra_context, self.task_function).run(arguments)

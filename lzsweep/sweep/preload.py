@@ -1,16 +1,22 @@
 """What the forkserver imports once, so that a trial's process starts in milliseconds."""
 
-from lzsweep.imports import import_lightning
+import gc
+
+from lzsweep.imports import import_lightning, no_collection
 from lzsweep.sweep.trial import ignore_signals
 
 ignore_signals()  # before the imports of many seconds, in which a signal would end the forkserver
-import_lightning()
 
-import numpy.random  # noqa: E402, F401
+with no_collection():
+    import_lightning()
 
-import lzsweep.sweep.reporter  # noqa: E402
-import lzsweep.train.data  # noqa: E402
-import lzsweep.train.fit  # noqa: E402
-import lzsweep.train.logger  # noqa: E402
-import lzsweep.train.module  # noqa: E402
-import lzsweep.train.schedule  # noqa: E402, F401
+    import numpy.random  # noqa: F401
+
+    import lzsweep.sweep.reporter
+    import lzsweep.train.data
+    import lzsweep.train.fit
+    import lzsweep.train.logger
+    import lzsweep.train.module
+    import lzsweep.train.schedule  # noqa: F401
+
+gc.freeze()  # no trial's collector looks at all this, and so makes a copy of its memory

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from lzsweep.config import make_loader
+from lzsweep.config import make_loader, to_yaml
 from lzsweep.sweep.folder import write_whole
 from lzsweep.sweep.record import STATES, Record, Trial
 from lzsweep.sweep.seeds import log_of
@@ -255,7 +255,7 @@ def write_best(study: Study) -> str:
         "# @package _global_\n"
         f"# Trial {trial.number} of study {study.name}: {values}.\n"
         f"# Train it again:  {command}\n"
-        f"{OmegaConf.to_yaml(OmegaConf.create(config))}"
+        f"{to_yaml(config)}"
     )
     write_whole(path, text.encode())
     return command

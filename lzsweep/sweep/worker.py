@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from lzsweep.config import ARTIFACTS, WEIGHTS_FILE, make_loader
+from lzsweep.config import ARTIFACTS, WEIGHTS_FILE, make_loader, to_yaml
 from lzsweep.errors import LzsweepError
 from lzsweep.sweep.attempt import Attempt, publish_best_of_dead
 from lzsweep.sweep.composer import Composer
@@ -110,6 +110,8 @@ class Worker:
         worker, n_devices = cfg.worker, devices_per_trial(cfg.trainer)
         self._slots = find_slots(str(worker.slots), worker.slots_per_device, n_devices)
         self._recorder = Recorder(**cfg.tracking) if self._record.is_recorded else None
+        if self._recorder:
+            self._recorder.follow(self._folder)  # imports MLflow while the forkserver gets ready
         self._lock = threading.Lock()
         self._running: dict[int, Attempt] = {}  # row -> its attempt
         self._unheard: set[int] = set()  # slots whose last claim got no answer
@@ -145,8 +147,6 @@ class Worker:
                 thread.join()
             try:
                 if is_over := self._is_over():
-                    if self._recorder:
-                        self._recorder.follow(Path(self._record.folder))
                     finish_study(self._study, self._cfg.tracking.uri)
             finally:
                 if self._recorder:
@@ -257,7 +257,7 @@ class Worker:
             name=run_name(trial, seed),
             params=trial.params if seed is None else {**trial.params, "seed": seed},
             tags=tags if seed is None else {**tags, "lzsweep.seed": str(seed)},
-            config=OmegaConf.to_yaml(OmegaConf.create(config)),
+            config=to_yaml(config),
             parent_folder=folder.parent,
         )
 

@@ -22,6 +22,7 @@ from lzsweep.config import (
     objectives,
     objectives_of,
     take_spaces,
+    to_yaml,
 )
 from lzsweep.errors import ConfigError, LzsweepError, UserError
 from lzsweep.explain import target_problems
@@ -215,7 +216,7 @@ def _recorded(
         name=name,
         params=params,
         tags=tags,
-        config=OmegaConf.to_yaml(OmegaConf.create(config)),
+        config=to_yaml(config),
     )
     recorder.watch(folder)
     status: Status = "FAILED"
