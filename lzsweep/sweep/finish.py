@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 from lzsweep.sweep.description import absolute, find_links, write_description
@@ -29,7 +30,9 @@ def renew_report(study: Study, uri: str) -> Path:
     """
     findings = gather(study, write_best(study))
     folder = Path(study.record.folder)
-    page = write_report(findings, folder / REPORT_NAME, absolute(find_links(findings, uri), uri))
+    page = write_report(
+        findings, folder / REPORT_NAME, lambda: absolute(find_links(findings, uri), uri)
+    )
     if study.record.is_recorded:
         with Journal(folder) as journal:
             journal.artifact(REPORT_NAME)
@@ -48,14 +51,21 @@ def finish_study(study: Study, uri: str) -> dict[str, str]:
     """
     if study.record.is_recorded:
         settle_runs(study, uri)
-        reveal_runs(study, uri)
     findings = gather(study, write_best(study))
     folder = Path(study.record.folder)
-    paths = find_links(findings, uri)
-    links = absolute(paths, uri)
+
+    @cache
+    def paths() -> dict[str, str]:
+        if study.record.is_recorded:
+            reveal_runs(study, uri)  # of which some are not yet made
+        return find_links(findings, uri)
+
+    def links() -> dict[str, str]:
+        return absolute(paths(), uri)
+
     has_report = write_report_aside(findings, folder / REPORT_NAME, links)
     if not study.record.is_recorded:
-        return links
+        return links()
     with Journal(folder) as journal:
         is_open = journal.status == "RUNNING"
         if is_open and has_report:
@@ -64,7 +74,7 @@ def finish_study(study: Study, uri: str) -> dict[str, str]:
         status: Status = "FINISHED" if findings.best else "FAILED"
         if findings.stopped:
             status = "KILLED" if findings.stopped == STOPPED_BY_HAND else "FAILED"
-        close_parent(folder, uri, status, description=write_description(findings, paths))
+        close_parent(folder, uri, status, description=write_description(findings, paths()))
     elif not is_delivered(folder):
         deliver_or_warn(folder, uri)
-    return links
+    return links()

@@ -11,7 +11,7 @@ import base64
 import logging
 import re
 import signal
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -34,19 +34,20 @@ REPORT_NAME = "report"
 PAGE_NAME = "index.html"
 REPORT_S = 120.0
 """Time that a report at the end of a sweep may take; it takes seconds."""
+FindLinks = Callable[[], Mapping[str, str]]
 LOG_LINES = 15
 MAX_FAILURES = 50
 
 _logger = logging.getLogger(__name__)
 
 
-def write_report(findings: Findings, folder: Path, links: Mapping[str, str] | None = None) -> Path:
+def write_report(findings: Findings, folder: Path, find_links: FindLinks = dict) -> Path:
     """Draw and write the report.
 
     Args:
         findings: of the study.
         folder: where it goes; made where it is not there.
-        links: label -> address on the MLflow server.
+        find_links: gives label -> address on the MLflow server; asked when all is drawn.
 
     Returns:
         The page's path.
@@ -64,19 +65,21 @@ def write_report(findings: Findings, folder: Path, links: Mapping[str, str] | No
         else:
             write_whole(path, picture.png)
     page = _environment().get_template("page.html")
-    text = page.render(
-        findings=findings, pictures=pictures, links=list((links or {}).items()), **_texts(findings)
-    )
+    links = list(find_links().items())
+    text = page.render(findings=findings, pictures=pictures, links=links, **_texts(findings))
     write_whole(folder / PAGE_NAME, text.encode("utf-8", "replace"))
     return folder / PAGE_NAME
 
 
-def write_report_aside(
-    findings: Findings, folder: Path, links: Mapping[str, str] | None = None
-) -> bool:
+def write_report_aside(findings: Findings, folder: Path, find_links: FindLinks = dict) -> bool:
     """Write the report in a process of its own, unless the one that is there says the same.
 
     Two who end a study at once write one report. Nothing is raised: what goes wrong is a warning.
+
+    Args:
+        findings: of the study.
+        folder: where it goes.
+        find_links: as for `write_report`; asked in this process, while the other one draws.
 
     Returns:
         Whether the folder holds a report of these findings.
@@ -85,7 +88,7 @@ def write_report_aside(
         folder.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(folder.with_name(f"{folder.name}.lock"), timeout=REPORT_S):
             if fingerprint_of(folder) != findings.fingerprint:
-                _in_a_process(findings, folder, dict(links or {}))
+                _in_a_process(findings, folder, find_links)
     except (OSError, filelock.Timeout) as error:
         _logger.warning("no report was written: %s; see `lzsweep report`", error)
     return fingerprint_of(folder) == findings.fingerprint
@@ -129,19 +132,20 @@ def _write_when_told(told: Connection) -> None:
     import lzsweep.sweep.plots  # noqa: F401
 
     with suppress(EOFError):  # nobody wants one
-        report = told.recv()
+        findings, folder = told.recv()
         ignore_signals()
-        write_report(*report)
+        write_report(findings, folder, told.recv)
 
 
-def _in_a_process(findings: Findings, folder: Path, links: dict[str, str]) -> None:
+def _in_a_process(findings: Findings, folder: Path, find_links: FindLinks) -> None:
     global _prepared
     if _prepared is None or not _prepared[0].is_alive():
         _prepared = _start_writer()
     (child, tell), _prepared = _prepared, None
     try:
         with tell:
-            tell.send((findings, folder.absolute(), links))
+            tell.send((findings, folder.absolute()))
+            tell.send(find_links())
         child.join(REPORT_S)
         if child.exitcode is None:
             _logger.warning("no report was written within %d s; see `lzsweep report`", REPORT_S)

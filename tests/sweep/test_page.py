@@ -17,9 +17,14 @@ from matplotlib.figure import Figure
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from PIL import Image
 
-from lzsweep.sweep import forkserver, plots
+from lzsweep.sweep import forkserver, page, plots
 from lzsweep.sweep.findings import Findings, utilisation
-from lzsweep.sweep.page import fingerprint_of, write_report, write_report_aside
+from lzsweep.sweep.page import (
+    fingerprint_of,
+    prepare_report,
+    write_report,
+    write_report_aside,
+)
 from lzsweep.sweep.plots import draw
 from lzsweep.sweep.record import Record, Trial
 from lzsweep.sweep.replica import make_replica
@@ -293,3 +298,26 @@ def test_a_report_is_written_aside_once(tmp_path: Path) -> None:
     blocked = tmp_path / "file"
     blocked.touch()
     assert not write_report_aside(facts, blocked / "report")
+
+
+def test_the_writer_of_a_report_may_be_ready_before(tmp_path: Path) -> None:
+    facts = findings(tmp_path, make_trials(), best=(0,))
+    prepare_report()
+    prepare_report()
+    assert page._prepared
+    writer, _ = page._prepared
+    assert write_report_aside(facts, tmp_path / "report", lambda: {"all of it": "http://there"})
+    assert not writer.is_alive() and page._prepared is None
+    assert "http://there" in (tmp_path / "report/index.html").read_text()
+
+    prepare_report()  # one that dies meanwhile is replaced
+    page._prepared[0].kill()
+    page._prepared[0].join()
+    assert write_report_aside(facts, tmp_path / "second")
+
+    prepare_report()  # one that nobody tells anything ends with whoever started it
+    writer, tell = page._prepared
+    tell.close()
+    writer.join(60)
+    assert writer.exitcode == 0
+    page._prepared = None
