@@ -81,6 +81,8 @@ class Sweepers:
             "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
             "RAY_USAGE_STATS_ENABLED": "0",
         }
+        # Users' Pythons keep what they compile; where this is set they would do it each time.
+        self._env.pop("PYTHONDONTWRITEBYTECODE", None)
 
     def ours(self, name: str, sweep: Sweep, *extra: str, n_workers: int = 1) -> Outcome:
         """Pull workers, which share the slots; one of them runs in the command's own process."""

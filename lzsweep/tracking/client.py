@@ -20,7 +20,7 @@ from urllib.parse import quote, urlsplit
 from filelock import FileLock
 
 from lzsweep.errors import TrackingError
-from lzsweep.imports import import_mlflow_client
+from lzsweep.imports import import_mlflow_client, no_collection
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -130,8 +130,9 @@ def _connect(uri: str, pid: int) -> MlflowClient:
 
     # It prints a traceback for each "database is locked"; we retry and tell it in one line.
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
-    import mlflow.store.tracking.sqlalchemy_store  # noqa: F401 (slow: not while holding the lock)
-    from mlflow import MlflowClient
+    with no_collection():  # slow: not while holding the lock
+        import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
+        from mlflow import MlflowClient
 
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
