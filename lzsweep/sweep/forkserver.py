@@ -22,7 +22,7 @@ _started = False
 def start_forkserver(*, compiles: bool = False) -> None:
     """Start importing torch and Lightning in the process that trials are forked from.
 
-    Returns at once; the imports take their ten seconds beside whatever comes next.
+    Returns at once; the imports take their seconds beside whatever comes next.
 
     Args:
         compiles: trials use torch's compiler, which is imported for all of them then.

@@ -118,7 +118,7 @@ def train_recorded(
         if outer_rank(config["trainer"]):  # rank 0 records and tells
             return train(config, folder=folder)
     with _recorded(config, folder, name, params, tags or {}):
-        import_lightning()  # with torch: ten seconds and more
+        import_lightning()  # with torch: many seconds
         import torch
 
         from lzsweep.train.fit import train
