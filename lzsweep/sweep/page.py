@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import logging
+import os
 import re
 import signal
 from collections.abc import Callable, Mapping
@@ -107,12 +108,12 @@ def fingerprint_of(folder: Path) -> str | None:
 
 def prepare_report() -> None:
     """Start the process that writes the next report; its imports take as long as the drawing."""
-    global _prepared
-    _prepared = _prepared or _start_writer()
+    if os.getpid() not in _prepared:
+        _prepared[os.getpid()] = _start_writer()
 
 
 _Writer = tuple[BaseProcess, Connection]
-_prepared: _Writer | None = None
+_prepared: dict[int, _Writer] = {}  # by the process that they belong to, which may fork
 
 
 def _start_writer() -> _Writer:
@@ -138,10 +139,8 @@ def _write_when_told(told: Connection) -> None:
 
 
 def _in_a_process(findings: Findings, folder: Path, find_links: FindLinks) -> None:
-    global _prepared
-    if _prepared is None or not _prepared[0].is_alive():
-        _prepared = _start_writer()
-    (child, tell), _prepared = _prepared, None
+    writer = _prepared.pop(os.getpid(), None)
+    child, tell = writer if writer and writer[0].is_alive() else _start_writer()
     try:
         with tell:
             tell.send((findings, folder.absolute()))

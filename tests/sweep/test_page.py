@@ -302,22 +302,22 @@ def test_a_report_is_written_aside_once(tmp_path: Path) -> None:
 
 def test_the_writer_of_a_report_may_be_ready_before(tmp_path: Path) -> None:
     facts = findings(tmp_path, make_trials(), best=(0,))
+    here = os.getpid()
     prepare_report()
+    writer, _ = page._prepared[here]
     prepare_report()
-    assert page._prepared
-    writer, _ = page._prepared
+    assert page._prepared[here][0] is writer
     assert write_report_aside(facts, tmp_path / "report", lambda: {"all of it": "http://there"})
-    assert not writer.is_alive() and page._prepared is None
+    assert not writer.is_alive() and here not in page._prepared
     assert "http://there" in (tmp_path / "report/index.html").read_text()
 
     prepare_report()  # one that dies meanwhile is replaced
-    page._prepared[0].kill()
-    page._prepared[0].join()
+    page._prepared[here][0].kill()
+    page._prepared[here][0].join()
     assert write_report_aside(facts, tmp_path / "second")
 
     prepare_report()  # one that nobody tells anything ends with whoever started it
-    writer, tell = page._prepared
+    writer, tell = page._prepared.pop(here)
     tell.close()
     writer.join(60)
     assert writer.exitcode == 0
-    page._prepared = None
