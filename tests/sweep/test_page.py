@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import multiprocessing.forkserver
+import os
 import re
 from dataclasses import replace
 from datetime import datetime, timedelta
