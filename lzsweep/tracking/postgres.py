@@ -198,13 +198,31 @@ def _configure(place: Place, databases: list[Database]) -> None:
 
 def _stop_leftover(folder: Path) -> None:
     """Stop one that a killed lzsweep left behind, and only that."""
+    lock = folder / "postmaster.pid"
     try:
-        pid = int((folder / "postmaster.pid").read_text().split()[0])
-        process = psutil.Process(pid)
-        if process.name() == "postgres" and str(folder) in process.cmdline():
+        process = psutil.Process(int(lock.read_text().split()[0]))
+        if process.status() == psutil.STATUS_ZOMBIE:
+            # It is dead, but as long as nobody has taken notice PostgreSQL takes it for alive.
+            _await_children(folder)
+            lock.unlink(missing_ok=True)
+        elif process.name() == "postgres" and str(folder) in process.cmdline():
             _stop(process)
     except (OSError, ValueError, IndexError, psutil.NoSuchProcess):
         return
+
+
+def _await_children(folder: Path) -> None:
+    """Wait for what a dead one has forked, which ends by itself and works in its folder."""
+    at_work = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.cwd() == str(folder.resolve()):
+                at_work.append(process)
+    if alive := psutil.wait_procs(at_work, STOP_S)[1]:
+        raise LzsweepError(
+            f"the PostgreSQL in {folder} was killed, but its processes"
+            f" {', '.join(str(p.pid) for p in alive)} go on for {STOP_S:g} s now; stop them by hand"
+        )
 
 
 def _stop(process: psutil.Process) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import time
 from pathlib import Path
 
 import psutil
@@ -36,3 +37,17 @@ def test_a_database_that_does_not_stop_is_one_line(monkeypatch: pytest.MonkeyPat
     finally:
         deaf.kill()
         deaf.wait()
+
+
+def test_a_postgres_that_is_dead_but_not_buried_is_in_nobodys_way(tmp_path: Path) -> None:
+    """Where its parent was killed too, the first process of the machine takes a while to notice."""
+    lock = tmp_path / "postmaster.pid"
+    with subprocess.Popen(["true"]) as dead:  # nobody asks for its exit code before the end
+        process = psutil.Process(dead.pid)
+        while process.status() != psutil.STATUS_ZOMBIE:
+            time.sleep(0.01)
+        with subprocess.Popen(["sleep", "0.5"], cwd=tmp_path) as child:
+            lock.write_text(f"{dead.pid}\n")
+            postgres._stop_leftover(tmp_path)
+            assert child.poll() is not None, "a child of it may still write"
+    assert not lock.exists()
