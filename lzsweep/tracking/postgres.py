@@ -221,7 +221,7 @@ def _await_children(folder: Path) -> None:
     if alive := psutil.wait_procs(at_work, STOP_S)[1]:
         raise LzsweepError(
             f"the PostgreSQL in {folder} was killed, but its processes"
-            f" {', '.join(str(p.pid) for p in alive)} go on for {STOP_S:g} s now; stop them by hand"
+            f" {', '.join(str(p.pid) for p in alive)} go on for {STOP_S:g} s now; stop them"
         )
 
 

@@ -40,7 +40,7 @@ def test_a_database_that_does_not_stop_is_one_line(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_postgres_that_is_dead_but_not_buried_is_in_nobodys_way(tmp_path: Path) -> None:
-    """Where its parent was killed too, the first process of the machine takes a while to notice."""
+    """Its parent was killed too, and the first process of a machine may take its time."""
     lock = tmp_path / "postmaster.pid"
     with subprocess.Popen(["true"]) as dead:  # nobody asks for its exit code before the end
         process = psutil.Process(dead.pid)
