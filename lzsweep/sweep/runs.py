@@ -82,13 +82,14 @@ def reveal_runs(study: Study, uri: str) -> None:
     What names all runs, such as a link that compares them, can be written then, and whoever has
     not the trials' folders finds the runs by the study.
     """
-    is_away = False
-    for trial in study.trials():
-        folder = Path(study.record.folder) / str(trial.number)
-        if not is_away and (folder / JOURNAL_NAME).exists() and run_id_of(folder) is None:
-            # A server that is away would let the others wait for nothing.
-            is_away = not deliver_or_warn(folder, uri)
-        if trial.is_finished and trial.run_id is None and (run_id := run_id_of(folder)):
+    folder = Path(study.record.folder)
+    trials = {folder / str(trial.number): trial for trial in study.trials()}
+    for run in (folder, *trials):  # the study's own first, which the others are below
+        is_unknown = (run / JOURNAL_NAME).exists() and run_id_of(run) is None
+        if is_unknown and not deliver_or_warn(run, uri):
+            break  # the server is away; the others would wait for nothing
+    for run, trial in trials.items():
+        if trial.is_finished and trial.run_id is None and (run_id := run_id_of(run)):
             study.name_run(trial, run_id)
 
 
