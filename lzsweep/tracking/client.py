@@ -137,9 +137,30 @@ def _connect(uri: str, pid: int) -> MlflowClient:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{file}.lock"):
+            if not file.exists():
+                _make_database(file)
             return MlflowClient(tracking_uri=uri)
     except Exception as e:
         raise Outage(reason(e)) from e
+
+
+def _make_database(file: Path) -> None:
+    """Make a SQLite database of MLflow whole or not at all.
+
+    It is made of many migrations, seconds of work, and whoever was killed in the middle would
+    leave one behind that MLflow takes for that of an older version.
+    """
+    import sqlalchemy
+    from mlflow.store.db.utils import _initialize_tables
+
+    aside = file.with_name(f"{file.name}.partial")
+    aside.unlink(missing_ok=True)
+    engine = sqlalchemy.create_engine(f"sqlite:///{aside}")
+    try:
+        _initialize_tables(engine)  # type: ignore[no-untyped-call]
+    finally:
+        engine.dispose()
+    aside.replace(file)
 
 
 def experiment_id(client: MlflowClient, uri: str, name: str) -> str:

@@ -14,7 +14,7 @@ import pytest
 
 from lzsweep.errors import TrackingError
 from lzsweep.tracking import runs
-from lzsweep.tracking.client import connect, redact, resolve_uri
+from lzsweep.tracking.client import Outage, connect, redact, resolve_uri
 from lzsweep.tracking.delivery import deliver
 from lzsweep.tracking.journal import Journal
 from lzsweep.tracking.outbox import run_id_of
@@ -52,6 +52,17 @@ def test_an_experiment_that_is_deleted_is_refused(uri: str) -> None:
             check_server(uri, name)
     check_server(uri, f"kept {one}")
     assert client.get_experiment(kept).lifecycle_stage == "active"
+
+
+def test_a_database_is_made_whole_or_not_at_all(tmp_path: Path) -> None:
+    file = tmp_path / "mlflow.db"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mlflow.store.db.utils._upgrade_db", lambda engine: 1 / 0)
+        with pytest.raises(Outage, match="division by zero"):
+            connect(f"sqlite:///{file}")
+    assert not file.exists(), "half of one would be taken for that of an older MLflow"
+    assert connect(f"sqlite:///{file}").search_experiments()
+    check_server(f"sqlite:///{file}")
 
 
 def test_a_file_of_another_version_is_refused(sqlite_uri: str, tmp_path: Path) -> None:
