@@ -107,9 +107,15 @@ def fingerprint_of(folder: Path) -> str | None:
 
 
 def prepare_report() -> None:
-    """Start the process that writes the next report; its imports take as long as the drawing."""
+    """Start the process that writes the next report; its imports take as long as the drawing.
+
+    Where it cannot be started nobody hears of it: whoever writes the report will see why.
+    """
     if os.getpid() not in _prepared:
-        _prepared[os.getpid()] = _start_writer()
+        try:
+            _prepared[os.getpid()] = _start_writer()
+        except Exception as error:  # a trial that was just claimed is not to be lost by it
+            _logger.debug("no writer of the report yet: %s", error)
 
 
 _Writer = tuple[BaseProcess, Connection]

@@ -317,6 +317,11 @@ def test_the_writer_of_a_report_may_be_ready_before(tmp_path: Path) -> None:
     page._prepared[here][0].join()
     assert write_report_aside(facts, tmp_path / "second")
 
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(page, "small_context", lambda: 1 / 0)
+        prepare_report()  # the worker that has just claimed a trial goes on with it
+    assert here not in page._prepared
+
     prepare_report()  # one that nobody tells anything ends with whoever started it
     writer, tell = page._prepared.pop(here)
     tell.close()
