@@ -14,7 +14,7 @@ first row. Kept in the row of an attempt, each written by the worker that owns i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from statistics import fmean
@@ -187,6 +187,16 @@ def trial_of(row: FrozenTrial) -> Trial:
             for seed, found in row.user_attrs.get("seeds", {}).items()
         ),
     )
+
+
+def device_hours(rows: Iterable[FrozenTrial]) -> float:
+    """Hours of a whole device that these attempts took together, lost ones included."""
+    seconds = 0.0
+    for row in rows:
+        if row.datetime_start and (claim := row.user_attrs.get("claim")):
+            ended = row.datetime_complete or datetime.now()
+            seconds += (ended - row.datetime_start).total_seconds() * claim["share"]
+    return seconds / 3600
 
 
 def vectors_of(row: FrozenTrial) -> dict[int, tuple[float, ...]]:

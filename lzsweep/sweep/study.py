@@ -41,6 +41,7 @@ from lzsweep.sweep.record import (
     SeedResult,
     Trial,
     climb_of,
+    device_hours,
     next_attempt,
     trial_of,
 )
@@ -177,7 +178,7 @@ class Study:
         is_open = self._size is not None and len(finished) < budget.n_trials
         if is_open and len(self._points(finished)) == self._size:
             return "every point of the space is trained"
-        hours = 0.0 if budget.max_device_hours is None else self.device_hours()
+        hours = 0.0 if budget.max_device_hours is None else device_hours(self.rows())
         return budget.spent(trials, record.directions, time.time() - record.created, hours)
 
     def _points(self, trials: Sequence[Trial]) -> set[Point]:
@@ -190,15 +191,6 @@ class Study:
             point = point_key(trial.params) if self.space.is_whole(trial.params) else None
             made = self._made_points[trial.row] = trial, point
         return made[1]
-
-    def device_hours(self) -> float:
-        """Hours of a whole device that all attempts took together, lost ones included."""
-        seconds = 0.0
-        for row in self._study.get_trials(deepcopy=False):
-            if row.datetime_start and (claim := row.user_attrs.get("claim")):
-                ended = row.datetime_complete or datetime.now()
-                seconds += (ended - row.datetime_start).total_seconds() * claim["share"]
-        return seconds / 3600
 
     def best(self) -> list[Trial]:
         """The best complete trial, or the Pareto front in the order of their numbers."""

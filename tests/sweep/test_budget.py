@@ -10,7 +10,7 @@ import pytest
 
 from lzsweep.errors import UserError
 from lzsweep.sweep.budget import Budget, parse_time
-from lzsweep.sweep.record import Trial
+from lzsweep.sweep.record import Trial, device_hours
 from lzsweep.sweep.studies import open_study
 from lzsweep.sweep.study import Study
 from tests.sweep.conftest import FAULTY, Cli, check_study
@@ -99,7 +99,7 @@ def test_each_limit_ends_a_sweep_and_is_named(cli: Cli, faulty: Path) -> None:
     assert values[-1] >= min(values[:-1])
     assert values[:-1] == sorted(values[:-1], reverse=True), "each was better than those before"
 
-    n_before, hours = len(values), study.device_hours()
+    n_before, hours = len(values), device_hours(study.rows())
     study, why = run("study.patience=99", f"study.max_device_hours={hours + 1e-6}")
     assert why == f"study.max_device_hours of {hours + 1e-6:g} are spent"
     assert len(study.trials()) == n_before + 1
