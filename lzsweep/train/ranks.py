@@ -126,8 +126,9 @@ def _fault(others: Sequence[ForkProcess], heard: Connection) -> BaseException | 
         if heard.poll(DEATH_S):
             error: BaseException = heard.recv()
             return error
-    wait([process.sentinel for process in others], timeout=DEATH_S)
-    for process in others:
+    ended = wait([process.sentinel for process in others], timeout=DEATH_S)
+    for process in [process for process in others if process.sentinel in ended]:
+        process.join(DEATH_S)  # the kernel closes its files, of its sentinel too, before its death
         if process.exitcode is not None and process.exitcode < 0:
             number = signal.Signals(-process.exitcode).name
             return LzsweepError(f"the process of {process.name} was killed by signal {number}")
@@ -141,9 +142,21 @@ def _end_with(others: Sequence[ForkProcess], over: threading.Event) -> None:
         ready = wait([process.sentinel for process in left], timeout=1.0)
         for process in [p for p in left if p.sentinel in ready]:
             left.remove(process)
-            if process.exitcode and not over.wait(GRACE_S):
-                print(f"{process.name} ended with exit code {process.exitcode}", file=sys.stderr)
+            if (code := _await_code(process)) and not over.wait(GRACE_S):
+                print(f"{process.name} ended with exit code {code}", file=sys.stderr)
                 os._exit(1)
+
+
+def _await_code(process: ForkProcess) -> int | None:
+    """The exit code of a process about to end, which stays there for the main thread to reap."""
+    # Of two threads that reap a process, one does not hear how it ended.
+    assert process.pid is not None
+    try:
+        end = os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    except ChildProcessError:  # reaped
+        return process.exitcode
+    assert end is not None
+    return end.si_status if end.si_code == os.CLD_EXITED else -end.si_status
 
 
 def _leave_group() -> None:

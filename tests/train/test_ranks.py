@@ -5,9 +5,12 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
 from multiprocessing.context import ForkProcess
+from pathlib import Path
 from typing import NoReturn
 
 import pytest
@@ -43,6 +46,16 @@ def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def die_slowly() -> None:
+    """Close what others hear of, as the kernel does, some time before the death is told."""
+    for link in Path("/proc/self/fd").iterdir():
+        with suppress(OSError):  # of the listing itself
+            if str(link.readlink()).startswith(("socket:", "pipe:")):
+                os.close(int(link.name))
+    time.sleep(0.5)
+    die()
+
+
 def test_two_processes_meet_and_leave_no_trace() -> None:
     before = dict(os.environ)
     for _ in range(2):
@@ -61,12 +74,13 @@ def test_what_another_rank_raises_is_raised_here() -> None:
     assert "in the process of rank 1" in raised.value.__notes__[0]
 
 
-def test_a_rank_that_is_killed_is_told() -> None:
+@pytest.mark.parametrize("end", [die, die_slowly])
+def test_a_rank_that_is_killed_is_told(end: Callable[[], None]) -> None:
     with (
         pytest.raises(LzsweepError, match="rank 1 was killed by signal SIGKILL"),
-        companions(2, lambda: meet_and(die)),
+        companions(2, lambda: meet_and(end)),
     ):
-        meet_and(die)
+        meet_and(end)
 
 
 def test_a_fault_of_our_own_stays_ours() -> None:
