@@ -27,8 +27,10 @@ class Training(tune.Trainable):  # type: ignore[misc]  # Ray is not here when ty
 
     def setup(self, config: dict[str, Any], base: dict[str, Any], key: str, metric: str) -> None:
         self._called: float | None = time.time()
+        from lzsweep.train.export import publish
         from lzsweep.train.fit import train
 
+        self._publish = publish
         self._train, self._base, self._key, self._metric = train, base, key, metric
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -46,6 +48,7 @@ class Training(tune.Trainable):  # type: ignore[misc]  # Ray is not here when ty
         folder.mkdir(parents=True)
         self._note_begin(folder / "called")
         metrics = self._train(config, folder=folder)
+        self._publish(folder)
         return {"objective": metrics[self._metric], "done": True}
 
     def _note_begin(self, file: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import signal
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,7 +12,7 @@ from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
-from lzsweep.config import BEST_CHECKPOINT, LAST_CHECKPOINT
+from lzsweep.sweep.forkserver import process_lock
 from lzsweep.sweep.memory import memory_over, oom_kills
 from lzsweep.sweep.output import bound_log
 from lzsweep.sweep.trial import (
@@ -24,14 +23,11 @@ from lzsweep.sweep.trial import (
     Started,
     Word,
     kill_session,
-    publish_after,
     run_trial,
 )
 
 GRACE_AFTER_END_S = 20.0
 """Time a trial's process has to go away after its last word."""
-PUBLISH_S = 20.0
-"""Time that another process has to write the network of a trial whose own is dead."""
 LOOK_S = 0.5
 """Time between two looks at what a trial takes: time, memory, log."""
 GB = 2**30
@@ -40,8 +36,6 @@ FORKSERVER_LOST = 255
 """What multiprocessing says of a process whose exit code nobody will tell any more."""
 
 _logger = logging.getLogger(__name__)
-# A process's start looks at the exit codes of all others, and reading one twice loses it.
-_processes = threading.Lock()
 _explained = 0  # how many of the kernel's memory kills were found to be which trial's
 
 
@@ -76,7 +70,7 @@ class Attempt:
         self._has_reported = False
         self._interruption = ""
         self._oom_kills = oom_kills()
-        with _processes:
+        with process_lock:
             self._process.start()
         child.close()
 
@@ -94,12 +88,6 @@ class Attempt:
         Returns:
             Its last word, or what its death means.
         """
-        end = self._follow(answer, is_stopping)
-        if self._end is None and end.kind in ("error", "infeasible"):
-            publish_best_of_dead(self._folder)
-        return end
-
-    def _follow(self, answer: Callable[[Report], Word], is_stopping: Callable[[], bool]) -> End:
         try:
             while self._end is None and not self._is_gone:
                 if is_stopping():
@@ -140,7 +128,7 @@ class Attempt:
 
     def kill(self) -> None:
         """End the process and what it has started now; returns when it is gone."""
-        with _processes:
+        with process_lock:
             pid = self._process.pid
             if self._process.exitcode is None:
                 self._process.kill()
@@ -190,7 +178,7 @@ class Attempt:
             _logger.debug("the trial's process went away before it heard %r", word)
 
     def _exit_code(self) -> int:
-        with _processes:
+        with process_lock:
             return self._process.exitcode or 0
 
     def _blame_memory(self, end: End) -> End:
@@ -218,30 +206,12 @@ class Attempt:
     def _was_oom_kill(self) -> bool:
         """Whether the kernel killed for want of memory and nobody else here was the one."""
         global _explained
-        with _processes:
+        with process_lock:
             _explained = max(_explained, self._oom_kills)
             if oom_kills() <= _explained:
                 return False
             _explained += 1
             return True
-
-
-def publish_best_of_dead(folder: Path) -> None:
-    """Write the best network of a trial whose process is dead, in a process that has torch."""
-    if not any((folder / name).exists() for name in (BEST_CHECKPOINT, LAST_CHECKPOINT)):
-        return
-    context = multiprocessing.get_context("forkserver")
-    process = context.Process(target=publish_after, args=(folder,), name=f"weights of {folder}")
-    try:
-        with _processes:
-            process.start()
-    except OSError as error:  # no room for a process more
-        _logger.warning("no weights for the engine of %s: %s", folder, error)
-        return
-    wait([process.sentinel], PUBLISH_S)
-    with _processes:
-        process.kill()
-        process.join()
 
 
 def _name(code: int) -> str:

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 from contextlib import suppress
 from multiprocessing import forkserver
 from multiprocessing.context import BaseContext
@@ -15,6 +16,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from lzsweep.errors import LzsweepError
 from lzsweep.imports import COMPILER
+
+process_lock = threading.Lock()
+"""Held to start a process and to read an exit code: a start looks at the exit codes of all others,
+and reading one twice loses it."""
 
 _started = False
 

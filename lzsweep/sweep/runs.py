@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
+from lzsweep.config import ARTIFACTS, BEST_CHECKPOINT
 from lzsweep.sweep.record import Trial
 from lzsweep.sweep.seeds import open_seeds
 from lzsweep.sweep.study import Study
@@ -94,10 +95,12 @@ def reveal_runs(study: Study, uri: str) -> None:
 
 
 def _is_settled(journal: Path) -> bool:
-    """Whether its last record is an end; looks at nothing else, for journals are long."""
+    """Whether after its end there are but files; looks at nothing else, for journals are long."""
     with suppress(OSError), journal.open("rb") as file:
         file.seek(max(0, file.seek(0, os.SEEK_END) - 4096))
-        return file.read().rstrip().rpartition(b"\n")[2].startswith(b'{"type":"end"')
+        for line in reversed(file.read().rstrip().split(b"\n")):
+            if not line.startswith(b'{"type":"artifact"'):
+                return line.startswith(b'{"type":"end"')
     return False
 
 
@@ -119,6 +122,8 @@ def _settle(study: Study, trial: Trial, folder: Path) -> None:
                 parent_folder=folder.parent,
             )
         if journal.status == "RUNNING":
+            if trial.state == "complete" and (folder / BEST_CHECKPOINT).exists():
+                journal.artifact(BEST_CHECKPOINT, ARTIFACTS[BEST_CHECKPOINT])
             journal.tags({"lzsweep.ending": str(trial.ending), "lzsweep.reason": trial.reason})
             journal.end("FAILED" if trial.state == "failed" else "FINISHED")
 

@@ -265,36 +265,17 @@ def _train(spec: Spec, folder: Path, link: Link, began: float) -> End:
     except SystemExit as error:  # Lightning makes one of a signal
         return end("killed", f"stopped from outside: {error}")
     except Pruned:
-        last = end("pruned", "worse than the others at this rung")
+        return end("pruned", "worse than the others at this rung")
     except NonFinite as error:
-        last = end("infeasible", str(error))
+        return end("infeasible", str(error))
     except (NonFiniteLossError, torch.cuda.OutOfMemoryError, MemoryError) as error:
-        last = end("infeasible", reason_of(error))
+        return end("infeasible", reason_of(error))
     except LzsweepError as error:
-        last = end("error", str(error))
+        return end("error", str(error))
     except Exception as error:  # recorded by the worker as this trial's failure
         with suppress(OSError):  # a full disk
             traceback.print_exc()
-        last = end("error", reason_of(error))
-    publish_best(folder)
-    return last
-
-
-def publish_best(folder: Path) -> None:
-    """Write the best network of a training that ended early, for the engine; or say why not."""
-    from lzsweep.train.export import publish
-
-    try:
-        publish(folder)
-    except Exception as error:  # want of memory, say, which ended the training as well
-        with suppress(OSError):
-            print(f"no weights for the engine: {error}", flush=True)
-
-
-def publish_after(folder: Path) -> None:
-    """The same for a training whose process is dead; runs in a child of the forkserver."""
-    die_with_forkserver()
-    publish_best(folder)
+        return end("error", reason_of(error))
 
 
 def reason_of(error: BaseException) -> str:

@@ -25,7 +25,7 @@ from omegaconf import DictConfig
 
 from lzsweep.config import ARTIFACTS, WEIGHTS_FILE, make_loader, to_yaml
 from lzsweep.errors import LzsweepError
-from lzsweep.sweep.attempt import Attempt, publish_best_of_dead
+from lzsweep.sweep.attempt import Attempt
 from lzsweep.sweep.composer import Composer
 from lzsweep.sweep.deciders import make_pruner, make_sampler
 from lzsweep.sweep.finish import finish_study
@@ -33,6 +33,7 @@ from lzsweep.sweep.forkserver import await_forkserver, start_forkserver, uses_co
 from lzsweep.sweep.lesson import find_lessons, teach
 from lzsweep.sweep.page import prepare_report
 from lzsweep.sweep.process import this_host
+from lzsweep.sweep.publisher import Publisher, publish_networks
 from lzsweep.sweep.record import Claim, Ending, Record, SeedResult, Trial
 from lzsweep.sweep.rows import OpenRows, TrialLost
 from lzsweep.sweep.runs import STATUS, run_name, run_tags
@@ -118,6 +119,7 @@ class Worker:
         self._stopping = threading.Event()
         self._fault: Exception | None = None
         self._undertakers: list[threading.Thread] = []
+        self._publisher = Publisher(len(self._slots), self._stopping, self._keep_network)
         self._walltime = Walltime(study, HydraConfig.get().launcher.get("signal_delay_s") or 0)
         self._code = _changed_code(self._record)
 
@@ -147,8 +149,10 @@ class Worker:
                 thread.join()
             try:
                 if is_over := self._is_over():
+                    self._publisher.add_missing(self._ended_folders())
                     finish_study(self._study, self._cfg.tracking.uri)
             finally:
+                self._publisher.close()
                 if self._recorder:
                     self._recorder.close(self._walltime.delivery_s())
             if self._fault:
@@ -277,6 +281,8 @@ class Worker:
             config = self._compose(trial, seed)
             self._begin(own, trial, config, seed)
             end = self._follow(claim, slot, own, config, seed)
+            if end.kind not in ("stopped", "killed"):
+                publish_networks([own], self._stopping.is_set)  # the trial may want to lend it
             if self._recorder:
                 self._recorder.end(
                     own,
@@ -365,7 +371,8 @@ class Worker:
             reason = self._hand_over(claim.trial, reason, free=end.kind == "stopped")
             if not reason:
                 return
-            self._rescue(claim.trial.number, folder)
+            if self._record.seeds > 1:
+                self._rescue(claim.trial.number, folder)
             state: Ending = "error"
         else:
             state, reason = end.kind, end.reason
@@ -376,7 +383,7 @@ class Worker:
                 folder,
                 "FAILED" if state in ("error", "infeasible") else "FINISHED",
                 tags={"lzsweep.ending": state, "lzsweep.reason": reason},
-                # The best of a pruned trial is kept too, but nobody goes on from it.
+                # The best of a pruned trial is published too, but nobody goes on from it.
                 artifacts=ARTIFACTS if state == "complete" else {WEIGHTS_FILE: ""},
             )
         if end.kind not in ("stopped", "killed"):
@@ -390,19 +397,28 @@ class Worker:
                 train_s=end.train_s,
                 run_id=run_id_of(folder),
             )
+        if self._record.seeds == 1:
+            self._publisher.add(folder)
         if state == "error":
             self._stop_after_same_errors()
 
     def _rescue(self, number: int, folder: Path) -> None:
         """Write the network, for the engine, that a trial had found when it was lost for good."""
         if self._record.seeds == 1:
-            publish_best_of_dead(folder)
+            publish_networks([folder])
             return
-        for own in open_seeds(folder):
-            publish_best_of_dead(own)
+        publish_networks(open_seeds(folder))
         if begun := begun_seeds(folder):
             trial = next(t for t in patiently(self._study.trials) if t.number == number)
             self._conclude(folder, {r.seed: r for r in trial.seeds}, begun, last={})
+
+    def _keep_network(self, folder: Path) -> None:
+        if self._recorder:
+            self._recorder.keep(folder, WEIGHTS_FILE)
+
+    def _ended_folders(self) -> list[Path]:
+        ended = [t.number for t in patiently(self._study.trials) if t.is_finished]
+        return [self._folder / str(number) for number in ended]
 
     def _hand_over(self, trial: Trial, reason: str, *, free: bool) -> str:
         return patiently(

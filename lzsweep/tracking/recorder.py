@@ -120,6 +120,20 @@ class Recorder:
                 journal.end(status)
             self._sender.add(folder)
 
+        self._note(folder, note)
+
+    def keep(self, folder: Path, path: str) -> None:
+        """Add a file of a folder to the artifacts of its run, which may have ended."""
+
+        def note() -> None:
+            with Journal(folder) as journal:
+                if journal.status is not None:
+                    journal.artifact(path)
+            self._sender.add(folder)
+
+        self._note(folder, note)
+
+    def _note(self, folder: Path, note: Callable[[], None]) -> None:
         try:
             note()
         except OSError as error:

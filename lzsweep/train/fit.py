@@ -21,7 +21,7 @@ from lzsweep.config import best_by, objectives
 from lzsweep.train.checkpoint import Checkpoints
 from lzsweep.train.cost import Cost
 from lzsweep.train.environment import find_environment
-from lzsweep.train.export import initialise, publish
+from lzsweep.train.export import initialise
 from lzsweep.train.precision import resolve_precision
 from lzsweep.train.quiet import quiet
 from lzsweep.train.ranks import companions, n_processes
@@ -88,6 +88,4 @@ def _train(
     # Rank 0 wrote it; where `srun` started the others, their folder may be another one.
     best = trainer.strategy.broadcast(checkpoints.best_path())
     trainer.test(module, ckpt_path=best, verbose=False, **safe)
-    if trainer.is_global_zero:
-        publish(folder)
     return {name: float(value) for name, value in trainer.callback_metrics.items()} | metrics

@@ -121,12 +121,14 @@ def train_recorded(
         import_lightning()  # with torch: many seconds
         import torch
 
+        from lzsweep.train.export import publish
         from lzsweep.train.fit import train
 
         before = torch.get_num_threads()
         torch.set_num_threads(threads or before)
         try:
             metrics = train(config, folder=folder)
+            publish(folder)
         finally:
             torch.set_num_threads(before)
     for metric in sorted(metrics):

@@ -13,9 +13,8 @@ from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 
 from lzsweep.errors import ConfigError
-from lzsweep.go.weights import read_weights
 from lzsweep.train.average import Ema, Swa
-from lzsweep.train.export import start_from, to_state
+from lzsweep.train.export import read_checkpoint, start_from, to_state
 from lzsweep.train.fit import train
 from lzsweep.train.network import Network
 
@@ -89,7 +88,7 @@ def test_the_moving_average_is_judged_kept_and_exported(
     behind = network_of(checkpoint["current_model_state"])
     assert all(torch.equal(behind[name], watch.trained[step][name]) for name in behind)
     assert not torch.equal(behind["stem.conv.weight"], kept["stem.conv.weight"])
-    exported = to_state(read_weights(tmp_path / "weights.txt.gz"))
+    exported = to_state(read_checkpoint(tmp_path / "checkpoints" / "best.ckpt"))
     assert_close(exported, {name: kept[name] for name in exported})
     network = Network(1, 4)
     start_from(network, tmp_path)

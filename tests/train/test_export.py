@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -205,19 +206,21 @@ def state_of(folder: Path) -> dict[str, Tensor]:
     return to_state(read_checkpoint(folder / "checkpoints" / "last.ckpt"))
 
 
-def test_training_leaves_its_best_network_as_weights(
+def test_the_best_network_of_a_training_becomes_weights(
     make_config: MakeConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     train(make_config(), folder=tmp_path)
+    publish(tmp_path)
 
     write_weights(tmp_path / "same.txt.gz", read_checkpoint(tmp_path / "checkpoints/best.ckpt"))
     assert (tmp_path / "weights.txt.gz").read_bytes() == (tmp_path / "same.txt.gz").read_bytes()
 
     # A file that cannot be written costs the file, not the training.
     blocked = tmp_path / "blocked"
-    (blocked / "weights.txt.gz").mkdir(parents=True)
+    shutil.copytree(tmp_path / "checkpoints", blocked / "checkpoints")
+    (blocked / "weights.txt.gz").mkdir()
     with caplog.at_level(logging.WARNING):
-        train(make_config(trainer__max_epochs=1), folder=blocked)
+        publish(blocked)
     assert "weights must go to a writable file" in caplog.text
 
 
@@ -317,6 +320,7 @@ def test_a_trained_network_plays_a_whole_game_against_gnu_go(
     """Trained for a minute, exported, loaded by leelaz, judged move by move by our rules."""
     gnugo = [find_program("gnugo"), "--mode", "gtp", "--quiet", "--level", "0"]
     train(trained_config(make_config, trainer__max_time={"minutes": 1}), folder=tmp_path)
+    publish(tmp_path)
 
     with (
         start_leelaz(tmp_path, "weights.txt.gz", "-v", "1", "-r", "0") as ours,
