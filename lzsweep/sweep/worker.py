@@ -33,7 +33,7 @@ from lzsweep.sweep.forkserver import await_forkserver, start_forkserver, uses_co
 from lzsweep.sweep.lesson import find_lessons, teach
 from lzsweep.sweep.page import prepare_report
 from lzsweep.sweep.process import this_host
-from lzsweep.sweep.publisher import Publisher, publish_networks
+from lzsweep.sweep.publisher import PUBLISH_S, Publisher
 from lzsweep.sweep.record import Claim, Ending, Record, SeedResult, Trial
 from lzsweep.sweep.rows import OpenRows, TrialLost
 from lzsweep.sweep.runs import STATUS, run_name, run_tags
@@ -64,6 +64,8 @@ LOOK_S = (0.5, 1.0)
 """Time between two looks of an idle slot at whether anything has changed, drawn anew each time."""
 CLAIM_S = (4.0, 8.0)
 """Time after which an idle slot tries to claim whatever it has seen: the budget may have grown."""
+HURRY_S = 10.0
+"""Time for networks that are still to be published when the worker ends before its study."""
 WATCH_S = 5.0
 """Time between two heartbeats, and between two looks for lost workers."""
 
@@ -119,7 +121,7 @@ class Worker:
         self._stopping = threading.Event()
         self._fault: Exception | None = None
         self._undertakers: list[threading.Thread] = []
-        self._publisher = Publisher(len(self._slots), self._stopping, self._keep_network)
+        self._publisher = Publisher(self._keep_network)
         self._walltime = Walltime(study, HydraConfig.get().launcher.get("signal_delay_s") or 0)
         self._code = _changed_code(self._record)
 
@@ -147,12 +149,13 @@ class Worker:
                     thread.join(WATCH_S / len(threads))
             for thread in self._undertakers:
                 thread.join()
+            is_over = False
             try:
                 if is_over := self._is_over():
                     self._publisher.add_missing(self._ended_folders())
                     finish_study(self._study, self._cfg.tracking.uri)
             finally:
-                self._publisher.close()
+                self._publisher.close(PUBLISH_S if is_over else HURRY_S)
                 if self._recorder:
                     self._recorder.close(self._walltime.delivery_s())
             if self._fault:
@@ -282,13 +285,12 @@ class Worker:
             self._begin(own, trial, config, seed)
             end = self._follow(claim, slot, own, config, seed)
             if end.kind not in ("stopped", "killed"):
-                publish_networks([own], self._stopping.is_set)  # the trial may want to lend it
+                self._publisher.add(own).result()  # the trial may want to lend it
             if self._recorder:
                 self._recorder.end(
                     own,
                     STATUS[end.kind],
                     tags={"lzsweep.ending": end.kind, "lzsweep.reason": end.reason},
-                    artifacts={WEIGHTS_FILE: ""},  # the trial's run has the best checkpoint
                 )
             if end.kind != "complete" or end.values is None:
                 end = cut_short(end, seed, list(done.values()))
@@ -405,9 +407,10 @@ class Worker:
     def _rescue(self, number: int, folder: Path) -> None:
         """Write the network, for the engine, that a trial had found when it was lost for good."""
         if self._record.seeds == 1:
-            publish_networks([folder])
+            self._publisher.add(folder).result()
             return
-        publish_networks(open_seeds(folder))
+        for own in open_seeds(folder):
+            self._publisher.add(own).result()
         if begun := begun_seeds(folder):
             trial = next(t for t in patiently(self._study.trials) if t.number == number)
             self._conclude(folder, {r.seed: r for r in trial.seeds}, begun, last={})

@@ -41,7 +41,7 @@ def make_worker(study: Study, folder: Path) -> tuple[Worker, Ends]:
     worker._walltime, worker._stopping = Walltime(study, 0), threading.Event()
     worker._cfg = OmegaConf.create({"study": {"max_retries": 1, "max_same_errors": 3}})
     worker._recorder = ends = Ends()  # type: ignore[assignment]
-    worker._publisher = Publisher(1, worker._stopping, worker._keep_network)
+    worker._publisher = Publisher(worker._keep_network)
     return worker, ends
 
 
@@ -79,11 +79,11 @@ def test_what_is_written_of_a_dead_workers_trial_keeps_nobody_from_being_heard(
     monkeypatch.setattr(study, "beat", hear)
     written = threading.Event()
 
-    def publish(_: Sequence[Path]) -> None:
+    def publish(*_: object) -> None:
         written.set()
         assert heard.wait(60), "it takes as long as that"
 
-    monkeypatch.setattr("lzsweep.sweep.worker.publish_networks", publish)
+    monkeypatch.setattr(Publisher, "_publish", publish)
     worker, ends = make_worker(study, tmp_path)
     worker._lock, worker._fault = threading.Lock(), None
     worker._running, worker._undertakers = {alive.row: None}, []  # type: ignore[dict-item]
