@@ -385,13 +385,31 @@ def compose_parts(
 
 def take_apart(config: DictConfig) -> Composed:
     """Resolve what Hydra composed; the configuration itself is used up."""
+    choices, spaces = take_choices(config)
+    return Composed(resolve(config), spaces, choices)
+
+
+def take_choices(config: DictConfig) -> tuple[dict[str, str | None], dict[str, Any]]:
+    """Take Hydra's node and the sub-spaces out of what Hydra composed, so that a training is left.
+
+    Returns:
+        The options chosen and their sub-spaces, as in `Composed`.
+    """
     choices = dict(config.hydra.runtime.choices)
     with open_dict(config):
         del config["hydra"]
-    spaces = take_spaces(config, choices)
+    return choices, take_spaces(config, choices)
+
+
+def resolve(config: DictConfig) -> dict[str, Any]:
+    """Resolve a training's configuration into plain data.
+
+    Raises:
+        OmegaConfBaseException: an interpolation is wrong, or a value is missing.
+    """
     plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     assert isinstance(plain, dict)
-    return Composed({str(key): value for key, value in plain.items()}, spaces, choices)
+    return {str(key): value for key, value in plain.items()}
 
 
 def take_spaces(config: DictConfig, groups: Iterable[str]) -> dict[str, Any]:

@@ -7,17 +7,16 @@ chooses, so it is done once for each choice, and the values are set in a copy, b
 
 from __future__ import annotations
 
+import pickle
 import threading
 from collections.abc import Sequence
-from copy import deepcopy
 from typing import Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
-from omegaconf import DictConfig
 
-from lzsweep.config import take_apart
+from lzsweep.config import resolve, take_choices
 
 
 class Composer:
@@ -36,7 +35,7 @@ class Composer:
         self._fixed = tuple(fixed)
         self._config_name = config_name
         self._parser = OverridesParser.create(config_loader=loader)
-        self._merged: dict[tuple[str, ...], DictConfig] = {}  # options chosen -> configuration
+        self._merged: dict[tuple[str, ...], bytes] = {}  # options chosen -> configuration
         self._lock = threading.Lock()  # Hydra's registries are not made for threads
 
     def __call__(self, overrides: Sequence[str]) -> dict[str, Any]:
@@ -50,9 +49,11 @@ class Composer:
             values = [o for o in parsed if not self._loader.get_group_options(o.key_or_group)]
             chosen = tuple(str(o.input_line) for o in parsed if o not in values)
             if chosen not in self._merged:
-                self._merged[chosen] = self._loader.load_configuration(
+                merged = self._loader.load_configuration(
                     self._config_name, [*self._fixed, *chosen], RunMode.RUN
                 )
-            config = deepcopy(self._merged[chosen])
+                take_choices(merged)  # most of it is Hydra's own node
+                self._merged[chosen] = pickle.dumps(merged)  # a sixth of the time of deepcopy
+            config = pickle.loads(self._merged[chosen])
             ConfigLoaderImpl._apply_overrides_to_config(values, config)
-            return dict(take_apart(config).plain)
+            return resolve(config)
