@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -228,6 +229,7 @@ BUILT = ("self", "precision", "logger", "callbacks")
 """Arguments of the Trainer that come from groups of their own."""
 
 
+@cache
 def register_schemas() -> None:
     """Put the schemas where defaults lists find them; below `hydra/` the help hides them."""
     for schema in (Root, Network, Data, Loss, Trainer):

@@ -8,15 +8,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, get_args
 
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from lzsweep.config import METRICS, WEIGHTED, compose, objectives
+from lzsweep.config import METRICS, WEIGHTED, objectives
 from lzsweep.errors import ConfigError, LzsweepError, nearest
 from lzsweep.explain import explain, target_problems
 from lzsweep.sweep.budget import parse_time
+from lzsweep.sweep.composer import Composer
 from lzsweep.sweep.deciders import make_pruner, make_sampler
 from lzsweep.sweep.lesson import LEARNERS, find_teacher
 from lzsweep.sweep.probe import gpus_asked, limit_problems
@@ -58,7 +58,7 @@ POSITIVE = (
 def check_sweep(
     cfg: DictConfig,
     space: Space,
-    loader: ConfigLoaderImpl,
+    compose: Composer,
     *,
     is_basic: bool,
     problems: Sequence[str] = (),
@@ -68,7 +68,7 @@ def check_sweep(
     Args:
         cfg: the sweep's configuration.
         space: what it searches.
-        loader: of the live configs.
+        compose: over the live configs.
         is_basic: the launcher runs its jobs in this process.
         problems: those that are known already.
 
@@ -83,7 +83,7 @@ def check_sweep(
     configs = []
     for point in probe_points(space):
         try:
-            config = compose(loader, [*space.fixed, *space.to_overrides(point)])
+            config = compose([*space.fixed, *space.to_overrides(point)])
             configs.append(config)
         except (HydraException, OmegaConfBaseException) as error:
             problems.append(explain(error))

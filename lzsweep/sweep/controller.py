@@ -23,11 +23,12 @@ from hydra.core.utils import JobReturn
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
-from lzsweep.config import compose_parts, make_loader, objectives, sources
+from lzsweep.config import make_loader, objectives, sources
 from lzsweep.errors import ConfigError, LzsweepError
 from lzsweep.go.board import N_MOVES
 from lzsweep.sweep.budget import Budget, parse_time
 from lzsweep.sweep.checks import check_sweep
+from lzsweep.sweep.composer import Composer
 from lzsweep.sweep.finish import finish_study
 from lzsweep.sweep.folder import freeze, frozen, take_folder
 from lzsweep.sweep.lesson import find_lessons
@@ -99,13 +100,13 @@ class Controller:
         """
         cfg = self._config
         loader = self._context.config_loader
-        live = make_loader(sources(loader))
+        live = Composer(make_loader(sources(loader)))
         with self._console.status("checking the configuration, the data and the servers"):
             space, problems = parse_space(
                 arguments,
                 OmegaConf.to_container(cfg.study.space),  # type: ignore[arg-type]  # a mapping
                 loader,
-                lambda overrides: compose_parts(live, overrides).spaces,
+                lambda overrides: live.parts(overrides).spaces,
             )
             space, missing = settle_space(space, cfg)
             points, faults = read_points(list(cfg.study.enqueue), space, live)

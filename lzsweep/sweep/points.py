@@ -11,21 +11,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import yaml
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from optuna.distributions import CategoricalDistribution, IntDistribution
 
-from lzsweep.config import compose_parts
 from lzsweep.errors import UserError
 from lzsweep.explain import explain
+from lzsweep.sweep.composer import Composer
 from lzsweep.sweep.space import Parameter, Space, Value
 from lzsweep.sweep.syntax import read_value
 
 
 def read_points(
-    entries: Sequence[Any], space: Space, loader: ConfigLoaderImpl
+    entries: Sequence[Any], space: Space, composer: Composer
 ) -> tuple[list[dict[str, Value]], list[str]]:
     """The points of `study.enqueue` in their order, and everything wrong with them."""
     points: list[dict[str, Value]] = []
@@ -37,7 +36,7 @@ def read_points(
         try:
             values = dict(_flatten(_read(entry, place), space))
             point, faults = _to_point(values, space)
-            faults += _fixed_faults(values, point, space, loader)
+            faults += _fixed_faults(values, point, space, composer)
         except UserError as error:
             problems.append(str(error))
         except (HydraException, OmegaConfBaseException) as error:
@@ -125,7 +124,7 @@ def _to_point(values: Mapping[str, Any], space: Space) -> tuple[dict[str, Value]
 
 
 def _fixed_faults(
-    values: Mapping[str, Any], point: Mapping[str, Value], space: Space, loader: ConfigLoaderImpl
+    values: Mapping[str, Any], point: Mapping[str, Value], space: Space, composer: Composer
 ) -> list[str]:
     """What the values set beside the point, unless the sweep keeps it at just that."""
     searched = {p.key for p in space.active(point)}
@@ -140,7 +139,7 @@ def _fixed_faults(
             )
     if not rest:
         return faults
-    composed = compose_parts(loader, [*space.fixed, *space.to_overrides(point)])
+    composed = composer.parts([*space.fixed, *space.to_overrides(point)])
     config = OmegaConf.create(dict(composed.plain))
     for key, value in rest.items():
         if key in composed.choices:

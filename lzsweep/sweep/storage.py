@@ -61,6 +61,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _logger = logging.getLogger(__name__)
+_compatible: set[str] = set()  # databases whose tables this process found to be Optuna's of now
 
 
 def first_line(error: BaseException | None) -> str:
@@ -158,6 +159,7 @@ def open_storage(url: str) -> RDBStorage:
             storage = RDBStorage(
                 url,
                 engine_kwargs=kwargs,
+                skip_compatibility_check=url in _compatible,
                 heartbeat_interval=GRACE_S // 2,
                 grace_period=GRACE_S,
             )
@@ -166,6 +168,7 @@ def open_storage(url: str) -> RDBStorage:
             f"the study database must answer, but {shown_url(url)} says:"
             f" {first_line(error)}; start it or set study.storage"
         ) from error
+    _compatible.add(url)
     if file:
         _begin_immediate(storage.engine)
     storage.engine.dispose()  # setting up took several connections, work takes one

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from lzsweep import config
+from lzsweep.sweep.composer import Composer
 from lzsweep.sweep.points import read_points
 from lzsweep.sweep.space import Space, Value
 from lzsweep.sweep.syntax import parse_space
@@ -29,7 +30,7 @@ def loader(work: Path) -> Any:
 
 
 def read(loader: Any, *entries: Any) -> tuple[list[dict[str, Value]], list[str]]:
-    return read_points(entries, parse(loader), loader)
+    return read_points(entries, parse(loader), Composer(loader))
 
 
 def parse(loader: Any, arguments: Sequence[str] = SPACE) -> Space:
