@@ -7,10 +7,14 @@ import gc
 import sys
 
 from lzsweep.imports import no_collection
+from lzsweep.sweep.forkserver import start_forkserver
 
 
 def main() -> int:
     """Run the command line that was typed; its exit code."""
+    if {"-m", "--multirun"} & set(sys.argv[1:]):
+        # What trials import takes as long as all that comes before them, and goes on beside it.
+        start_forkserver()
     with no_collection():
         from lzsweep import cli
     # Else Python looks once more, at its end, for garbage among all that was imported.

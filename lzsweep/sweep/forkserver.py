@@ -11,49 +11,64 @@ import threading
 from contextlib import suppress
 from multiprocessing import forkserver
 from multiprocessing.context import BaseContext
-
-from omegaconf import DictConfig, OmegaConf
+from typing import TYPE_CHECKING
 
 from lzsweep.errors import LzsweepError
 from lzsweep.imports import COMPILER
+
+if TYPE_CHECKING:  # it takes longer to import than all of the rest
+    from omegaconf import DictConfig
 
 process_lock = threading.Lock()
 """Held to start a process and to read an exit code: a start looks at the exit codes of all others,
 and reading one twice loses it."""
 
-_started = False
+_preloaded: list[str] = []
+"""What the forkserver imports; nothing where none was started."""
 
 
 def start_forkserver(*, compiles: bool = False) -> None:
     """Start importing torch and Lightning in the process that trials are forked from.
 
-    Returns at once; the imports take their seconds beside whatever comes next.
+    Returns at once; the imports take their seconds beside whatever comes next. One that was
+    started before stays, unless it lacks the compiler.
 
     Args:
         compiles: trials use torch's compiler, which is imported for all of them then.
     """
-    global _started
     context = multiprocessing.get_context("forkserver")
-    compiler = [f"{COMPILER}.eval_frame"] if compiles else []
-    context.set_forkserver_preload(["lzsweep.sweep.preload", *compiler])
+    modules = ["lzsweep.sweep.preload", *([f"{COMPILER}.eval_frame"] if compiles else [])]
+    if not set(modules) <= set(_preloaded):
+        end_forkserver()
+        context.set_forkserver_preload(modules)
+        atexit.register(_kill, os.getpid())
+        _preloaded[:] = modules
     if multiprocessing.get_start_method() not in multiprocessing.get_all_start_methods():
         # Children are told this process's own, and nobody else knows joblib's.
         multiprocessing.set_start_method("forkserver", force=True)
     forkserver.ensure_running()
-    if not _started:
-        atexit.register(_end_forkserver, os.getpid())
-    _started = True
 
 
 def uses_compiler(cfg: DictConfig) -> bool:
     """Whether all trials of a configuration compile, as `module.compile` says it for ours."""
+    from omegaconf import OmegaConf
+
     return OmegaConf.select(cfg, "module.compile") is True
 
 
-def _end_forkserver(owner: int) -> None:
+def end_forkserver() -> None:
+    """End the forkserver, if one was started; another one may be."""
+    if _preloaded:
+        _preloaded.clear()
+        _kill(os.getpid())
+        with suppress(ChildProcessError):  # it was dead already
+            forkserver._forkserver._stop()  # type: ignore[attr-defined]
+
+
+def _kill(owner: int) -> None:
     # It hears of the end only after its imports, and would hold the terminal until then.
     pid = getattr(forkserver._forkserver, "_forkserver_pid", None)
-    if pid and os.getpid() == owner:
+    if pid and os.getpid() == owner:  # and not a fork of it
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
 
@@ -68,7 +83,7 @@ def small_context() -> BaseContext:
 
     It would start a forkserver without the imports, and trials forked from that would fail.
     """
-    return multiprocessing.get_context("forkserver" if _started else "spawn")
+    return multiprocessing.get_context("forkserver" if _preloaded else "spawn")
 
 
 def await_forkserver() -> None:

@@ -54,6 +54,7 @@ from lzsweep.sweep.slurm import this_job
 from lzsweep.sweep.storage import DATABASE_ERRORS, first_line, patiently
 from lzsweep.sweep.studies import open_study
 from lzsweep.sweep.study import Study
+from lzsweep.sweep.syntax import fill
 from lzsweep.sweep.trial import End, Report, Spec, Word, reason_of
 from lzsweep.sweep.walltime import Walltime
 from lzsweep.tracking.outbox import run_id_of
@@ -110,11 +111,11 @@ class Worker:
         loader = make_loader(self._record.conf)
         self._composer = Composer(loader, self._record.fixed, self._record.config_name)
         self._space = study.space
+        # Hydra's files are read for the first trial while the forkserver gets ready.
+        self._composer(self._space.to_overrides(fill(self._space, {})))
         worker, n_devices = cfg.worker, devices_per_trial(cfg.trainer)
         self._slots = find_slots(str(worker.slots), worker.slots_per_device, n_devices)
         self._recorder = Recorder(**cfg.tracking) if self._record.is_recorded else None
-        if self._recorder:
-            self._recorder.follow(self._folder)  # imports MLflow while the forkserver gets ready
         self._lock = threading.Lock()
         self._running: dict[int, Attempt] = {}  # row -> its attempt
         self._unheard: set[int] = set()  # slots whose last claim got no answer

@@ -142,6 +142,9 @@ class Sender:
         return [f for f in folders if not is_delivered(f)]
 
     def _run(self) -> None:
+        with self._change:
+            if self._deadline is None:  # the first delivery imports MLflow, in the way of a start
+                self._change.wait(self._interval_s)
         while True:
             with self._change:
                 folders = list(self._folders.items())

@@ -293,7 +293,7 @@ def test_a_report_is_written_aside_once(tmp_path: Path) -> None:
     assert write_report_aside(facts, folder)
     assert page.stat().st_mtime_ns == first, "the same findings are drawn once"
     assert fingerprint_of(folder) == facts.fingerprint
-    if not forkserver._started:  # of an earlier test in this process
+    if not forkserver._preloaded:  # of an earlier test in this process
         server: Any = multiprocessing.forkserver._forkserver
         assert server._forkserver_pid is None, "trials would fork from one without torch"
     blocked = tmp_path / "file"
