@@ -1,4 +1,4 @@
-"""One attempt at a trial, as its worker sees it: start the process, follow it, read its end."""
+"""Attempts at trials, as their worker sees them: start a process, follow it, read its end."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -39,25 +40,65 @@ _logger = logging.getLogger(__name__)
 _explained = 0  # how many of the kernel's memory kills were found to be which trial's
 
 
-class Attempt:
-    """A running trial process and the pipe to it; used by one slot's thread, stopped by any.
+class Attempts:
+    """The attempts of one slot, one after the other; used by the slot's thread alone.
+
+    To fork takes as long as to ask for the next trial, and so does the death of a process. Neither
+    is waited for: the next process is there before there is a trial for it, and the last one goes
+    away while that is asked for.
 
     Args:
-        spec: what to train, and where.
+        timeout_s: seconds of training after which an attempt is killed.
+        memory_gb: own memory of its processes over which it is killed, in units of 2**30 bytes.
+    """
+
+    def __init__(self, *, timeout_s: float | None = None, memory_gb: float | None = None) -> None:
+        self._new = partial(Attempt, timeout_s=timeout_s, memory_gb=memory_gb)
+        self._next: Attempt | None = None
+        self._last: Attempt | None = None
+        self.goes_on = True
+        """Whether there may be another attempt after the one that is begun."""
+
+    def begin(self, spec: Spec) -> Attempt:
+        """Begin an attempt, once the one before has left the device."""
+        attempt, self._next = self._next, None
+        if attempt is None or not attempt.is_alive:
+            attempt = self._new()
+        if self._last:
+            self._last.close()
+        self._last = attempt
+        attempt.begin(spec)
+        if self.goes_on:
+            try:
+                self._next = self._new()
+            except OSError as error:  # no room for a process more, now
+                _logger.debug("no process for the next attempt yet: %s", error)
+        return attempt
+
+    def close(self) -> None:
+        """Let the processes go away."""
+        for attempt in filter(None, (self._last, self._next)):
+            attempt.close()
+        self._last = self._next = None
+
+
+class Attempt:
+    """A trial's process and the pipe to it; used by one slot's thread, stopped by any.
+
+    It is forked at once and waits for `begin`.
+
+    Args:
         timeout_s: seconds of training after which it is killed.
         memory_gb: own memory of its processes over which it is killed, in units of 2**30 bytes.
     """
 
-    def __init__(
-        self, spec: Spec, *, timeout_s: float | None = None, memory_gb: float | None = None
-    ) -> None:
+    def __init__(self, *, timeout_s: float | None = None, memory_gb: float | None = None) -> None:
         context = multiprocessing.get_context("forkserver")
         self._pipe, child = context.Pipe()
         self._process: ForkServerProcess = context.Process(
-            target=run_trial, args=(spec, child), name=f"trial {spec.folder}"
+            target=run_trial, args=(child,), name="trial"
         )
-        self._folder = Path(spec.folder)
-        self._log = self._folder / LOG_NAME
+        self._log: Path | None = None
         self._timeout_s = timeout_s
         self._memory_gb = memory_gb
         self._began: float | None = None
@@ -69,17 +110,33 @@ class Attempt:
         self._stop_sent = False
         self._has_reported = False
         self._interruption = ""
-        self._oom_kills = oom_kills()
+        self._oom_kills = 0
         with process_lock:
             self._process.start()
         child.close()
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether its process is there."""
+        with process_lock:
+            return self._process.exitcode is None
+
+    def begin(self, spec: Spec) -> None:
+        """Let it train.
+
+        Args:
+            spec: what to train, and where.
+        """
+        self._log = Path(spec.folder) / LOG_NAME
+        self._oom_kills = oom_kills()
+        self._send(spec)
 
     @property
     def pid(self) -> int | None:
         return self._process.pid
 
     def follow(self, answer: Callable[[Report], Word], is_stopping: Callable[[], bool]) -> End:
-        """Serve the process until it ends.
+        """Serve the process until its last word, after which it is to be closed, or its death.
 
         Args:
             answer: says what to do after a report.
@@ -104,13 +161,22 @@ class Attempt:
                     self._paused_s += time.monotonic() - asked  # a lost database takes its time
                 elif isinstance(message, End):
                     self._end = message
-            wait([self._process.sentinel], GRACE_AFTER_END_S)
-            self.kill()  # and with it what still prints
-            bound_log(self._log)
-            return self._blame_memory(self._end) if self._end else self._died_of(self._exit_code())
+            if self._end:
+                return self._blame_memory(self._end)
+            self.close()
+            return self._died_of(self._exit_code())
         finally:
-            self.kill()
-            self._pipe.close()
+            if self._end is None:
+                self.kill()
+
+    def close(self) -> None:
+        """Wait until the process has gone away, if its training has ended; else end it."""
+        if self._end or self._is_gone:
+            wait([self._process.sentinel], GRACE_AFTER_END_S)
+        self.kill()  # and with it what still prints
+        self._pipe.close()
+        if self._log:
+            bound_log(self._log)
 
     def stop(self) -> None:
         """Ask for a checkpoint and the end."""
@@ -142,7 +208,8 @@ class Attempt:
         if now - self._looked < LOOK_S:
             return None
         self._looked = now
-        bound_log(self._log)
+        if self._log:
+            bound_log(self._log)
         train_s = now - self._began - self._paused_s if self._began else 0.0
         if self._timeout_s and train_s > self._timeout_s:
             reason = f"killed after worker.trial_timeout={self._timeout_s:g} s"
@@ -171,7 +238,7 @@ class Attempt:
             self._is_gone = True
         return None
 
-    def _send(self, word: Word) -> None:
+    def _send(self, word: Spec | Word) -> None:
         try:
             self._pipe.send(word)
         except (BrokenPipeError, OSError):

@@ -11,7 +11,8 @@ import io
 import logging
 import os
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 MAX_BYTES = 32 * 2**20
@@ -38,6 +39,25 @@ def take_over_output(log: Path) -> None:
         sys.stdout.reconfigure(line_buffering=True)  # what a killed process said is wanted most
     faulthandler.enable(file=2)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+
+
+@contextmanager
+def lent_output(log: Path) -> Iterator[None]:
+    """The same for the time of a block.
+
+    Raises:
+        OSError: the file cannot be made or written.
+    """
+    kept = os.dup(1), os.dup(2)
+    try:
+        take_over_output(log)
+        yield
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:
+        for number, copy in enumerate(kept, start=1):
+            os.dup2(copy, number)
+            os.close(copy)
 
 
 def last_lines(log: Path, n_lines: int, n_bytes: int = 20_000) -> list[str]:

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from lzsweep.config import BEST_CHECKPOINT, LAST_CHECKPOINT, WEIGHTS_FILE
 from lzsweep.sweep.forkserver import process_lock
-from lzsweep.sweep.output import take_over_output
+from lzsweep.sweep.output import lent_output
 from lzsweep.sweep.trial import LOG_NAME, die_with_forkserver
 
 PUBLISH_S = 600.0
@@ -122,10 +122,9 @@ def _publish_all(pipe: Connection) -> None:
     with suppress(EOFError):
         while True:
             folder: Path = pipe.recv()
-            try:
-                take_over_output(folder / LOG_NAME)
-                publish(folder)
-            except Exception as error:  # want of memory, say, which ended the training as well
-                with suppress(OSError):
-                    print(f"no weights for the engine: {error}", flush=True)
+            with suppress(OSError), lent_output(folder / LOG_NAME):
+                try:
+                    publish(folder)
+                except Exception as error:  # want of memory, say, which ended the training as well
+                    print(f"no weights for the engine: {error}")
             pipe.send(None)

@@ -2,8 +2,8 @@
 
 It is forked from the forkserver and talks to its worker over one pipe:
 
-    to the worker   Started | Report(rung, values) | End(kind, ...)
-    from it         "go on" | "prune" | "stop"     ("stop": checkpoint, then end)
+    from the worker Spec, then "go on" | "prune" | "stop" ("stop": checkpoint, then end)
+    to it           Started | Report(rung, values) | End(kind, ...)
 
 The end of the pipe means that the worker is dead; the process then ends at once, because another
 worker will take the trial up. The exclusive lock on the folder keeps two attempts apart.
@@ -161,10 +161,14 @@ def ignore_signals() -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def run_trial(spec: Spec, pipe: Connection) -> None:
-    """Train one attempt; runs in a child of the forkserver."""
+def run_trial(pipe: Connection) -> None:
+    """Wait for an attempt and train it; runs in a child of the forkserver."""
     os.setsid()  # what it starts belongs to it, and ends with it
     die_with_forkserver()
+    try:
+        spec: Spec = pipe.recv()
+    except EOFError:  # there is none
+        return
     folder = Path(spec.folder)
     link = Link(pipe)
     try:

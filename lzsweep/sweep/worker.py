@@ -25,7 +25,7 @@ from omegaconf import DictConfig
 
 from lzsweep.config import ARTIFACTS, WEIGHTS_FILE, make_loader, to_yaml
 from lzsweep.errors import LzsweepError
-from lzsweep.sweep.attempt import Attempt
+from lzsweep.sweep.attempt import Attempt, Attempts
 from lzsweep.sweep.composer import Composer
 from lzsweep.sweep.deciders import make_pruner, make_sampler
 from lzsweep.sweep.finish import finish_study
@@ -115,6 +115,8 @@ class Worker:
         self._composer(self._space.to_overrides(fill(self._space, {})))
         worker, n_devices = cfg.worker, devices_per_trial(cfg.trainer)
         self._slots = find_slots(str(worker.slots), worker.slots_per_device, n_devices)
+        limits = {"timeout_s": worker.trial_timeout, "memory_gb": worker.trial_memory_gb}
+        self._attempts = {slot.number: Attempts(**limits) for slot in self._slots}
         self._recorder = Recorder(**cfg.tracking) if self._record.is_recorded else None
         self._lock = threading.Lock()
         self._running: dict[int, Attempt] = {}  # row -> its attempt
@@ -153,7 +155,8 @@ class Worker:
             is_over = False
             try:
                 if is_over := self._is_over():
-                    self._publisher.add_missing(self._ended_folders())
+                    ended = [t for t in patiently(self._study.trials) if t.is_finished]
+                    self._publisher.add_missing(self._folder / str(t.number) for t in ended)
                     finish_study(self._study, self._cfg.tracking.uri)
             finally:
                 self._publisher.close(PUBLISH_S if is_over else HURRY_S)
@@ -192,14 +195,20 @@ class Worker:
 
     def _fill(self, slot: Slot) -> None:
         """One slot's life: claim and train until there is nothing left to wait for."""
-        while not self._stopping.is_set() and patiently(self._walltime.has_room):
-            claim = patiently(self._claim, slot)
-            if claim is not None:
-                if claim.trial.number + 1 >= patiently(lambda: self._study.n_trials):
-                    prepare_report()  # beside the last trial
-                self._train_or_tell(claim, slot)
-            elif not self._await_claimable():
-                return
+        attempts = self._attempts[slot.number]
+        try:
+            while not self._stopping.is_set() and patiently(self._walltime.has_room):
+                claim = patiently(self._claim, slot)
+                if claim is not None:
+                    is_last = claim.trial.number + 1 >= patiently(lambda: self._study.n_trials)
+                    attempts.goes_on = not is_last
+                    if is_last:
+                        prepare_report()  # beside the last trial
+                    self._train_or_tell(claim, slot)
+                elif not self._await_claimable():
+                    return
+        finally:
+            attempts.close()
 
     def _await_claimable(self) -> bool:
         """Wait, without the study's lock, for something to claim; False if nothing will come."""
@@ -342,8 +351,7 @@ class Worker:
             record.resource,
             record.rung,
         )
-        worker = self._cfg.worker
-        attempt = Attempt(spec, timeout_s=worker.trial_timeout, memory_gb=worker.trial_memory_gb)
+        attempt = self._attempts[slot.number].begin(spec)
         if self._recorder:
             devices = None if slot.device is None else slot.device.split(",")
             self._recorder.watch(folder, pid=attempt.pid, devices=devices)
@@ -352,7 +360,6 @@ class Worker:
         try:
             return attempt.follow(answer, self._stopping.is_set)
         finally:
-            attempt.kill()
             if self._recorder:
                 self._recorder.unwatch(folder)
             with self._lock:
@@ -419,10 +426,6 @@ class Worker:
     def _keep_network(self, folder: Path) -> None:
         if self._recorder:
             self._recorder.keep(folder, WEIGHTS_FILE)
-
-    def _ended_folders(self) -> list[Path]:
-        ended = [t.number for t in patiently(self._study.trials) if t.is_finished]
-        return [self._folder / str(number) for number in ended]
 
     def _hand_over(self, trial: Trial, reason: str, *, free: bool) -> str:
         return patiently(
