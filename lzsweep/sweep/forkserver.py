@@ -25,24 +25,30 @@ and reading one twice loses it."""
 
 _preloaded: list[str] = []
 """What the forkserver imports; nothing where none was started."""
+_owner = 0
+"""The process that started it, and not one that was forked from that."""
+_is_used = False
+"""Whether trials may have been forked from it."""
 
 
 def start_forkserver(*, compiles: bool = False) -> None:
     """Start importing torch and Lightning in the process that trials are forked from.
 
     Returns at once; the imports take their seconds beside whatever comes next. One that was
-    started before stays, unless it lacks the compiler.
+    started before stays, unless it lacks the compiler and nobody used it yet.
 
     Args:
         compiles: trials use torch's compiler, which is imported for all of them then.
     """
+    global _owner
     context = multiprocessing.get_context("forkserver")
     modules = ["lzsweep.sweep.preload", *([f"{COMPILER}.eval_frame"] if compiles else [])]
-    if not set(modules) <= set(_preloaded):
-        end_forkserver()
-        context.set_forkserver_preload(modules)
-        atexit.register(_kill, os.getpid())
+    if not set(modules) <= set(_preloaded) and not _is_used:
+        end_unused_forkserver()
         _preloaded[:] = modules
+        _owner = os.getpid()
+        atexit.register(_kill)
+    context.set_forkserver_preload(list(_preloaded))
     if multiprocessing.get_start_method() not in multiprocessing.get_all_start_methods():
         # Children are told this process's own, and nobody else knows joblib's.
         multiprocessing.set_start_method("forkserver", force=True)
@@ -56,21 +62,22 @@ def uses_compiler(cfg: DictConfig) -> bool:
     return OmegaConf.select(cfg, "module.compile") is True
 
 
-def end_forkserver() -> None:
-    """End the forkserver, if one was started; another one may be."""
-    if _preloaded:
+def end_unused_forkserver() -> None:
+    """End the forkserver that this process has started, if none of its trials needs it."""
+    if not _is_used and _kill():
         _preloaded.clear()
-        _kill(os.getpid())
         with suppress(ChildProcessError):  # it was dead already
             forkserver._forkserver._stop()  # type: ignore[attr-defined]
 
 
-def _kill(owner: int) -> None:
+def _kill() -> bool:
     # It hears of the end only after its imports, and would hold the terminal until then.
     pid = getattr(forkserver._forkserver, "_forkserver_pid", None)
-    if pid and os.getpid() == owner:  # and not a fork of it
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+    if not pid or os.getpid() != _owner:
+        return False
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+    return True
 
 
 def prove_preloaded() -> None:
@@ -92,6 +99,8 @@ def await_forkserver() -> None:
     Raises:
         LzsweepError: the imports failed; the forkserver itself swallows their errors.
     """
+    global _is_used
+    _is_used = True
     context = multiprocessing.get_context("forkserver")
     process = context.Process(target=prove_preloaded, name="proof of the imports")
     process.start()

@@ -12,7 +12,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 from lzsweep.imports import no_collection
-from lzsweep.sweep.forkserver import end_forkserver, start_forkserver, uses_compiler
+from lzsweep.sweep.forkserver import end_unused_forkserver, start_forkserver, uses_compiler
 
 
 def is_basic(config: DictConfig) -> bool:
@@ -40,7 +40,7 @@ class PullSweeper(Sweeper):
             # The trials will be forked here; their imports run beside ours and the checks.
             start_forkserver(compiles=uses_compiler(self.config))
         else:
-            end_forkserver()  # the workers, each with its own, are elsewhere
+            end_unused_forkserver()  # the workers, each with its own, are elsewhere
         with no_collection():
             from lzsweep.sweep.controller import Controller
 
