@@ -67,7 +67,11 @@ class Publisher:
 
     def _guard(self, folder: Path) -> None:
         try:
-            self._publish(folder)
+            try:
+                self._publish(folder)
+            except ChildProcessError:  # perhaps for another one, or from outside
+                self._end()
+                self._publish(folder)
         except Exception as error:  # no room for a process more, say
             _logger.warning("no weights for the engine of %s: %s", folder, error)
             self._end()
@@ -77,17 +81,19 @@ class Publisher:
         names = (BEST_CHECKPOINT, LAST_CHECKPOINT)
         if limit_s <= 0 or not any((folder / name).exists() for name in names):
             return
-        if self._process is None:
+        if not self._is_alive():
+            self._end()
             self._start()
         assert self._process and self._pipe
-        self._pipe.send(folder)
+        with suppress(BrokenPipeError):  # as at the answer
+            self._pipe.send(folder)
         give_up = time.monotonic() + limit_s
         while not wait([self._pipe, self._process.sentinel], timeout=0.5):
             if time.monotonic() > min(give_up, self._deadline):
                 raise TimeoutError("it was not written in time")
         try:
             self._pipe.recv()
-        except EOFError:
+        except (EOFError, ConnectionResetError):
             raise ChildProcessError("the process that writes it was killed") from None
         if (folder / WEIGHTS_FILE).exists():
             self._when_done(folder)
@@ -99,6 +105,10 @@ class Publisher:
         with process_lock:
             self._process.start()
         child.close()
+
+    def _is_alive(self) -> bool:
+        with process_lock:
+            return self._process is not None and self._process.exitcode is None
 
     def _end(self) -> None:
         if self._pipe:

@@ -75,10 +75,6 @@ class Recorder:
             journal.artifact(CONFIG_NAME)  # once more does no harm, and may be the first time
         self._sender.add(folder)
 
-    def follow(self, folder: Path) -> None:
-        """Deliver the journal of a run that others write too, such as the study's own."""
-        self._sender.add(folder)
-
     def watch(
         self, folder: Path, *, pid: int | None = None, devices: Sequence[str] | None = None
     ) -> None:

@@ -21,6 +21,7 @@ from omegaconf import OmegaConf
 from sqlalchemy.engine import make_url
 
 from lzsweep.cli import main
+from lzsweep.config import WEIGHTS_FILE
 from tests.tracking.conftest import empty_database  # noqa: F401
 
 if TYPE_CHECKING:
@@ -190,6 +191,8 @@ def check_study(cli: Cli, work: Path, study: str, n_trials: int, uri: str = "") 
     runs = {r.info.run_id: r for r in trials if r.data.tags["lzsweep.study"] == study}
     assert len(runs) == n_trials, "one run a trial"
     client = MlflowClient(uri or f"sqlite:///{work / 'mlflow.db'}")
+    folder = work / "multirun" / study
+    networks: set[tuple[bool, bool]] = set()  # whether a run and a folder have one
     logged: dict[str, set[tuple[int, ...]]] = {}  # metric -> steps, of each complete trial
     for trial in status["trials"]:
         run = runs[trial["run_id"]]
@@ -197,11 +200,16 @@ def check_study(cli: Cli, work: Path, study: str, n_trials: int, uri: str = "") 
         assert run.data.tags["lzsweep.trial"] == str(trial["number"])
         assert run.data.params == {k: str(v) for k, v in trial["params"].items()}
         assert run.info.status == ("FAILED" if trial["state"] == "failed" else "FINISHED")
+        if trial["state"] == "complete" and (own := folder / str(trial["number"])).exists():
+            artifacts = {artifact.path for artifact in client.list_artifacts(run.info.run_id)}
+            networks.add((WEIGHTS_FILE in artifacts, (own / WEIGHTS_FILE).exists()))
         for key in run.data.metrics:
             steps = Counter(m.step for m in client.get_metric_history(run.info.run_id, key))
             assert max(steps.values()) == 1, f"{key} doubled: {steps}"
             if trial["state"] == "complete" and not key.startswith("system/"):
                 logged.setdefault(key, set()).add(tuple(sorted(steps)))
+    assert len(networks) <= 1, "the network of each is published, or of none"
+    assert not networks & {(True, False), (False, True)}, "in its folder and in its run"
     for key, histories in logged.items():
         (history,) = histories  # all trials alike, so what befell one took none of its steps
         # Training's means are also told between two epochs' ends, every `log_every_n_steps`.
