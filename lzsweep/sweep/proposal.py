@@ -43,6 +43,7 @@ def propose(
     Returns:
         Optuna's name of the parameter -> its distribution and value.
     """
+    study.sampler.before_trial(_filter_study(study, row), row)
     has = shown_params(row.params, row.distributions)
     if space.is_whole(has):
         return {}

@@ -278,26 +278,24 @@ class Study:
             waiting = [t for t in trials if t.state == "waiting"]
             queued = [*(t for t in waiting if t.awaits_retry), *waiting]
             try:
-                row = self._start(queued[0].row) if queued else self._create()
-                frozen = row._cached_frozen_trial
+                frozen = self._start(queued[0].row) if queued else self._create()
                 new = self._propose(frozen, known)
-                begin_row(self._storage, row._trial_id, new, mark)
+                begin_row(self._storage, frozen._trial_id, new, mark)
             except UpdateFinishedTrialError:
                 return None  # the database was lost, and the lock with it: others ended this row
             frozen.distributions = frozen.distributions | {n: d for n, (d, _) in new.items()}
             frozen.params = frozen.params | {name: value for name, (_, value) in new.items()}
             frozen.set_user_attr("claim", mark)
-            return Claim(trial_of(frozen), row._trial_id)
+            return Claim(trial_of(frozen), frozen._trial_id)
 
-    def _create(self) -> optuna.Trial:
-        # As Study.ask, which would look for a waiting trial once more: there is none.
+    def _create(self) -> FrozenTrial:
+        # As Study.ask, which would look for a waiting trial once more, and read the row again.
         self._study._thread_local.cached_all_trials = None
-        row = self._study._storage.create_new_trial(self._study._study_id)
-        return optuna.Trial(self._study, row)
+        return self._storage._create_new_trial(self._study._study_id)
 
-    def _start(self, row: int) -> optuna.Trial:
+    def _start(self, row: int) -> FrozenTrial:
         self._storage.set_trial_state_values(row, TrialState.RUNNING)
-        return optuna.Trial(self._study, row)
+        return self._storage.get_trial(row)
 
     def _propose(
         self, row: FrozenTrial, known: Collection[Point]

@@ -165,6 +165,7 @@ def run_trial(pipe: Connection) -> None:
     """Wait for an attempt and train it; runs in a child of the forkserver."""
     os.setsid()  # what it starts belongs to it, and ends with it
     die_with_forkserver()
+    _rehearse()
     try:
         spec: Spec = pipe.recv()
     except EOFError:  # there is none
@@ -234,6 +235,13 @@ def _lock_folder(folder: Path, link: Link) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def _rehearse() -> None:
+    from lzsweep.train.fit import rehearse  # the forkserver has imported it
+
+    with suppress(Exception):  # of a training it would be told
+        rehearse()
 
 
 def _train(spec: Spec, folder: Path, link: Link, began: float) -> End:

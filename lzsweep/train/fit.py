@@ -34,6 +34,25 @@ instantiate = partial(
 )
 
 
+def rehearse() -> None:
+    """Build something small as each training begins by building its own; nothing comes of it.
+
+    A forked process copies what it touches for the first time, and Hydra, torch and torchmetrics
+    find out much at their first use. Done before there is a trial, it delays none.
+    """
+    pl.seed_everything(0, workers=True, verbose=False)
+    network = {"_target_": "lzsweep.train.network.Network", "blocks": 1, "filters": 1}
+    module = {
+        "_target_": "lzsweep.train.module.LeelaZero",
+        "network": network,
+        "loss": {"policy": 1.0, "value": 1.0, "l2": 0.0},
+        "optimizer": {"_target_": "torch.optim.SGD", "_partial_": True},
+        "schedule": {"_target_": "torch.optim.lr_scheduler.ConstantLR", "_partial_": True},
+        "lr": 1.0,
+    }
+    instantiate(module)
+
+
 @quiet()
 def train(
     cfg: Mapping[str, Any],
