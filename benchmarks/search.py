@@ -1,8 +1,8 @@
 """How soon a good network is found: the best objective against wall time.
 
-The stock sweeper trains its trials; then ours gets as much time, and ends when it has a network
-as good. Random points are ours without a judge: they show what sampler and pruner are worth. Wall
-time is of the whole command, start-up included.
+The stock sweeper trains its trials; then ours, with its default pruner, gets as much time, and
+ends when it has a network as good. Random points are ours without a judge: they show what sampler
+and pruner are worth. Wall time is of the whole command, start-up included.
 """
 
 from __future__ import annotations
@@ -42,7 +42,6 @@ def search(sweepers: Sweepers, output: Path, *, quick: bool) -> Iterator[Row]:
             f"study.n_trials={50 * sweep.n_trials}",
             f"study.target={min(best.values())}",
             f"study.max_time={stock.wall_s:.0f}",
-            "hydra/sweeper/pruner=asha",
             TPE,
         )
         curves.append(

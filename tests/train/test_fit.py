@@ -15,7 +15,7 @@ from pytorch_lightning.callbacks import Callback
 from lzsweep.config import COSTS, MEANS
 from lzsweep.errors import DataError
 from lzsweep.train.checkpoint import Checkpoints
-from lzsweep.train.fit import train
+from lzsweep.train.fit import rehearse, train
 from lzsweep.train.module import NonFiniteLossError
 from tests.train.conftest import repeatable
 
@@ -316,7 +316,7 @@ def test_no_logger_is_no_trouble(
     metrics = train(make_config(logger=logger, trainer__max_epochs=1), folder=tmp_path)
 
     assert "test/loss" in metrics
-    assert {p.name for p in tmp_path.iterdir()} == {"checkpoints", "weights.txt.gz"}
+    assert {p.name for p in tmp_path.iterdir()} == {"checkpoints"}
 
 
 def test_lightnings_summary_looks_through_the_network(
@@ -391,3 +391,13 @@ def test_compilation_changes_neither_results_nor_names(
         last(tmp_path / "True")["state_dict"].keys()
         == last(tmp_path / "False")["state_dict"].keys()
     )
+
+
+def test_a_rehearsal_changes_no_training(make_config: MakeConfig, tmp_path: Path) -> None:
+    first = train(make_config(), folder=tmp_path / "first")
+    rehearse()
+    second = train(make_config(), folder=tmp_path / "second")
+    times = {"cost/train_s", "cost/positions_per_s"}
+    assert {k: v for k, v in first.items() if k not in times} == {
+        k: v for k, v in second.items() if k not in times
+    }
