@@ -18,5 +18,7 @@ with no_collection():
     import lzsweep.train.logger
     import lzsweep.train.module
     import lzsweep.train.schedule  # noqa: F401
+    from lzsweep.train.decode import Decoder
 
+Decoder()  # its tables are made once for all trials
 gc.freeze()  # no trial's collector looks at all this, and so makes a copy of its memory

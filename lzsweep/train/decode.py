@@ -16,6 +16,7 @@ at a point found by: if s & 4 swap x and y; if s & 2 mirror x; if s & 1 mirror y
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any, NamedTuple
 from weakref import ref
 
@@ -114,11 +115,7 @@ class Decoder:
     """Turns `Packed` into `Batch`, one at a time; holds 9 MB of tables on each device it met."""
 
     def __init__(self) -> None:
-        old_move = symmetry_table()
-        point = old_move[:, :N_POINTS].int()
-        bit, pair = point % _BITS, point // _BITS
-        tables = _Tables(_channel_table(), bit, pair, old_move.argsort(dim=1), old_move)
-        self._tables = {torch.device("cpu"): tables}
+        self._tables = {torch.device("cpu"): _make_tables()}
         self._scratch = _Scratch.of(0, torch.device("cpu"))
         self._buffers = _Buffers()
 
@@ -198,6 +195,15 @@ class _Buffers:
         others = [pair for pair in self._lent if pair[0] is not whole][-1:]
         self._lent = [*others, (whole, ref(part))]
         return part
+
+
+@cache
+def _make_tables() -> _Tables:
+    """The tables on the CPU, once a process and the processes that are forked from it."""
+    old_move = symmetry_table()
+    point = old_move[:, :N_POINTS].int()
+    bit, pair = point % _BITS, point // _BITS
+    return _Tables(_channel_table(), bit, pair, old_move.argsort(dim=1), old_move)
 
 
 def _channel_table() -> Tensor:

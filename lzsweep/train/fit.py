@@ -41,6 +41,7 @@ def rehearse() -> None:
     find out much at their first use. Done before there is a trial, it delays none.
     """
     pl.seed_everything(0, workers=True, verbose=False)
+    data = {"_target_": "lzsweep.train.data.GoData", "path": "", "cache_dir": "", "batch_size": 1}
     network = {"_target_": "lzsweep.train.network.Network", "blocks": 1, "filters": 1}
     module = {
         "_target_": "lzsweep.train.module.LeelaZero",
@@ -50,7 +51,8 @@ def rehearse() -> None:
         "schedule": {"_target_": "torch.optim.lr_scheduler.ConstantLR", "_partial_": True},
         "lr": 1.0,
     }
-    instantiate(module)
+    for node in (data, module):
+        instantiate(node)
 
 
 @quiet()
