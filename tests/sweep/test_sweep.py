@@ -257,29 +257,6 @@ def test_a_killed_trial_process_goes_on_from_its_checkpoint(cli: Cli, work: Path
     assert log.count("epoch 0,") == 1, "the second attempt did not start anew"
 
 
-def test_a_process_that_is_killed_before_its_trial_is_there_costs_nothing(
-    cli: Cli, work: Path
-) -> None:
-    killed: list[int] = []
-
-    def kill_waiting(_: Study, trials: list[Trial]) -> None:
-        if not killed and any(len(t.curve) > 1 for t in trials):  # it was forked by now
-            for process in trial_processes():
-                leads = os.getsid(process.pid) == process.pid  # as trials do
-                if leads and str(work / "multirun") not in open_files(process):
-                    process.kill()
-                    killed.append(process.pid)
-
-    with watching("w", kill_waiting):
-        cli.sweep(
-            "study.name=w", "network=tiny", "lr=0.01,0.02,0.05,0.1", "trainer.max_epochs=8",
-            "hydra/sweeper/pruner=none",
-        )  # fmt: skip
-    assert killed
-    trials = check_study(cli, work, "w", 4)["trials"]
-    assert [t["attempt"] for t in trials] == [1, 1, 1, 1]
-
-
 def test_sigterm_to_a_trial_is_the_workers_business(cli: Cli, work: Path) -> None:
     sent: list[int] = []
 
