@@ -20,7 +20,7 @@ from lzsweep.sweep.signals import Signals
 from lzsweep.sweep.slurm import this_job
 from lzsweep.sweep.space import Point
 from lzsweep.sweep.study import Study
-from lzsweep.tracking.recorder import DELIVERY_S
+from lzsweep.tracking import recorder
 
 EARLY_S = 60.0
 """Slurm may send the signal before the time limit so much earlier than it was asked to."""
@@ -67,8 +67,8 @@ class Walltime:
     def delivery_s(self) -> float:
         """Time for what is left to be delivered: the job keeps half of what it has to leave."""
         if self._leaves is None:
-            return DELIVERY_S
-        return min(DELIVERY_S, max(0.0, self._leaves + self._leave_s / 2 - self._clock()))
+            return recorder.DELIVERY_S
+        return min(recorder.DELIVERY_S, max(0.0, self._leaves + self._leave_s / 2 - self._clock()))
 
     def progress(self) -> None:
         """Note that a trial of this job reached a checkpoint."""

@@ -145,7 +145,7 @@ class Sender:
         with self._change:
             if self._deadline is None:  # the first delivery imports MLflow, in the way of a start
                 self._change.wait(self._interval_s)
-        while True:
+        while not self._is_late():
             with self._change:
                 folders = list(self._folders.items())
                 closing = self._deadline is not None
@@ -153,18 +153,24 @@ class Sender:
             with self._change:
                 if self._deadline is None:
                     self._change.wait(max(self._interval_s, self._backoff_s))
-                elif closing and (not left or time.monotonic() >= self._deadline):
+                elif closing and not left:
                     return
                 elif left:
                     self._change.wait(min(0.2 + self._backoff_s, 1.0))
+
+    def _is_late(self) -> bool:
+        """Whether the time of `close` is over, and the rest is `sync`'s."""
+        return self._deadline is not None and time.monotonic() >= self._deadline
 
     def _round(self, folders: list[tuple[Path, _Followed]], closing: bool) -> bool:
         """Give each folder its turn. Returns whether something may be left."""
         left = False
         for folder, state in folders:
+            if self._is_late():
+                return True
             try:
                 while self._tend(folder, state, closing) == "more":
-                    if len(folders) > 1:
+                    if len(folders) > 1 or self._is_late():
                         left = True
                         break
             except Outage as e:

@@ -144,6 +144,20 @@ def test_hanging_server_delays_the_end_only_so_long(
     assert [s for s, _ in points(own_server.uri, folder, "lr")] == list(range(500))
 
 
+def test_a_closed_sender_leaves_a_server_that_comes_back_to_sync(
+    own_server: Server, tmp_path: Path
+) -> None:
+    folder = write_run(tmp_path / "run", 10)
+    own_server.kill()
+    sender = Sender(own_server.uri)
+    sender.add(folder)
+    assert sender.close(1.5) == [folder]  # between two tries, which are a second apart
+    own_server.start()
+    time.sleep(1)
+    assert run_id_of(folder) is None
+    assert sync([tmp_path], own_server.uri).delivered == (folder,)
+
+
 def test_sick_server_is_an_outage_not_a_refusal(
     sick_uri: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
