@@ -45,7 +45,8 @@ class Attempts:
 
     To fork takes as long as to ask for the next trial, and so does the death of a process. Neither
     is waited for: the next process is there before there is a trial for it, and the last one goes
-    away while that is asked for.
+    away while that is asked for. Nor does the next one take the time of a training that begins:
+    `prepare` makes it once that is under way.
 
     Args:
         timeout_s: seconds of training after which an attempt is killed.
@@ -68,12 +69,16 @@ class Attempts:
             self._last.close()
         self._last = attempt
         attempt.begin(spec)
-        if self.goes_on:
-            try:
-                self._next = self._new()
-            except OSError as error:  # no room for a process more, now
-                _logger.debug("no process for the next attempt yet: %s", error)
         return attempt
+
+    def prepare(self) -> None:
+        """Fork the process of the next attempt, if there may be one."""
+        if self._next or not self.goes_on:
+            return
+        try:
+            self._next = self._new()
+        except (OSError, EOFError) as error:  # no room for a process more, now
+            _logger.debug("no process for the next attempt yet: %s", error)
 
     def close(self) -> None:
         """Let the processes go away."""
@@ -135,16 +140,23 @@ class Attempt:
     def pid(self) -> int | None:
         return self._process.pid
 
-    def follow(self, answer: Callable[[Report], Word], is_stopping: Callable[[], bool]) -> End:
+    def follow(
+        self,
+        answer: Callable[[Report], Word],
+        is_stopping: Callable[[], bool],
+        when_under_way: Callable[[], object] = lambda: None,
+    ) -> End:
         """Serve the process until its last word, after which it is to be closed, or its death.
 
         Args:
             answer: says what to do after a report.
             is_stopping: whether the trial is to checkpoint and end.
+            when_under_way: called once what it takes to begin is behind it.
 
         Returns:
             Its last word, or what its death means.
         """
+        is_under_way = False
         try:
             while self._end is None and not self._is_gone:
                 if is_stopping():
@@ -161,6 +173,9 @@ class Attempt:
                     self._paused_s += time.monotonic() - asked  # a lost database takes its time
                 elif isinstance(message, End):
                     self._end = message
+                if self._began and not isinstance(message, Started | End) and not is_under_way:
+                    is_under_way = True
+                    when_under_way()
             if self._end:
                 return self._blame_memory(self._end)
             self.close()

@@ -351,14 +351,15 @@ class Worker:
             record.resource,
             record.rung,
         )
-        attempt = self._attempts[slot.number].begin(spec)
+        attempts = self._attempts[slot.number]
+        attempt = attempts.begin(spec)
         if self._recorder:
             devices = None if slot.device is None else slot.device.split(",")
             self._recorder.watch(folder, pid=attempt.pid, devices=devices)
         with self._lock:
             self._running[claim.row] = attempt
         try:
-            return attempt.follow(answer, self._stopping.is_set)
+            return attempt.follow(answer, self._stopping.is_set, attempts.prepare)
         finally:
             if self._recorder:
                 self._recorder.unwatch(folder)
