@@ -12,6 +12,7 @@ import logging
 import math
 import multiprocessing
 import os
+import threading
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -45,13 +46,19 @@ class Publisher:
         self._thread = ThreadPoolExecutor(1, "publisher")
         self._taken: set[Path] = set()
         self._deadline = math.inf
+        self._closing = threading.Event()
         self._process: ForkServerProcess | None = None  # this and its pipe are the thread's own
         self._pipe: Connection | None = None
 
-    def add(self, folder: Path) -> Future[None]:
-        """Publish the network of a trial that has ended, if it has one; returns at once."""
+    def add(self, folder: Path, *, after_s: float = 0.0) -> Future[None]:
+        """Publish the network of a trial that has ended, if it has one; returns at once.
+
+        Args:
+            folder: of the trial.
+            after_s: seconds for which to leave the cores to what is more urgent.
+        """
         self._taken.add(folder)
-        return self._thread.submit(self._guard, folder)
+        return self._thread.submit(self._guard, folder, time.monotonic() + after_s)
 
     def add_missing(self, folders: Iterable[Path]) -> None:
         """Publish what others, or this worker on an earlier day, did not come to."""
@@ -62,10 +69,12 @@ class Publisher:
     def close(self, timeout_s: float = PUBLISH_S) -> None:
         """Wait for what was asked for; what takes longer is left undone."""
         self._deadline = time.monotonic() + timeout_s
+        self._closing.set()
         self._thread.submit(self._end)
         self._thread.shutdown()
 
-    def _guard(self, folder: Path) -> None:
+    def _guard(self, folder: Path, begin: float) -> None:
+        self._closing.wait(max(0.0, begin - time.monotonic()))
         try:
             try:
                 self._publish(folder)

@@ -61,6 +61,8 @@ from lzsweep.tracking.outbox import run_id_of
 from lzsweep.tracking.recorder import Recorder
 from lzsweep.tracking.runs import changed_code
 
+BEGIN_S = 0.5
+"""Time in which a slot's next trial begins; the network of the last one can wait so long."""
 LOOK_S = (0.5, 1.0)
 """Time between two looks of an idle slot at whether anything has changed, drawn anew each time."""
 CLAIM_S = (4.0, 8.0)
@@ -409,7 +411,7 @@ class Worker:
                 run_id=run_id_of(folder),
             )
         if self._record.seeds == 1:
-            self._publisher.add(folder)
+            self._publisher.add(folder, after_s=BEGIN_S)
         if state == "error":
             self._stop_after_same_errors()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -76,6 +77,19 @@ def test_only_what_nobody_came_to_is_missing(
     publisher.close()
     assert done == [folders[1], folders[2]]
     assert (folders[0] / WEIGHTS_FILE).read_text() == "of an earlier day"
+
+
+def test_one_that_can_wait_waits_but_not_for_the_end_of_the_worker(
+    publisher: Publisher, done: list[Path], tmp_path: Path
+) -> None:
+    soon, late = (trained(tmp_path / name) for name in ("soon", "late"))
+    began = time.monotonic()
+    publisher.add(soon, after_s=1.0).result()
+    assert time.monotonic() - began >= 1.0
+    waiting = publisher.add(late, after_s=3600.0)
+    publisher.close()
+    assert waiting.done()
+    assert done == [soon, late]
 
 
 def test_what_goes_wrong_is_in_the_trials_log_and_no_other_is_harmed(
