@@ -19,10 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.clock import Span, clock_override, read_spans
+from lzsweep.tracking.client import connect, experiment_id
 
 ROOT = Path(__file__).parents[1]
 PEERS_BIN = ROOT / "build/bench/peers/.venv/bin"
 LOOK_S = 10.0
+EXPERIMENT = "peers"
 
 STOCK = ("hydra/launcher=submitit_local", "hydra.launcher.timeout_min=600")
 JOBLIB = ("hydra/launcher=joblib", "hydra.launcher.backend=loky")
@@ -71,6 +73,8 @@ class Sweepers:
     def __init__(self, folder: Path, tracking_uri: str, peers: Path = PEERS_BIN) -> None:
         self._folder = folder
         self._peers = peers
+        # Two of a peer's trials that make it at the same moment fail.
+        experiment_id(connect(tracking_uri), tracking_uri, EXPERIMENT)
         self._uri = tracking_uri
         self._env = os.environ | {
             "PYTHONPATH": str(ROOT),
@@ -136,7 +140,7 @@ class Sweepers:
     def _logger(self) -> list[str]:
         return [
             "logger._target_=pytorch_lightning.loggers.MLFlowLogger",
-            "+logger.experiment_name=peers",
+            f"+logger.experiment_name={EXPERIMENT}",
             f"+logger.tracking_uri='{self._uri}'",
         ]
 
