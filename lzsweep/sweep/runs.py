@@ -9,14 +9,14 @@ from contextlib import suppress
 from pathlib import Path
 
 from lzsweep.config import ARTIFACTS, BEST_CHECKPOINT
-from lzsweep.sweep.record import Trial
+from lzsweep.sweep.record import Record, Trial
 from lzsweep.sweep.seeds import open_seeds
 from lzsweep.sweep.study import Study
 from lzsweep.sweep.trial import LOG_NAME, Kind
 from lzsweep.tracking.delivery import deliver_or_warn
 from lzsweep.tracking.journal import JOURNAL_NAME, Journal, Status, read_records
 from lzsweep.tracking.outbox import run_id_of
-from lzsweep.tracking.runs import code_version
+from lzsweep.tracking.runs import changed_code, code_version
 
 STATUS: Mapping[Kind, Status] = {
     "complete": "FINISHED",
@@ -50,6 +50,15 @@ def run_tags(study: str, trial: Trial, worker: str, folder: Path) -> dict[str, s
         "lzsweep.worker": worker,
         "lzsweep.log": str(folder / LOG_NAME),
     }
+
+
+def code_tags(record: Record) -> dict[str, str]:
+    """Tags of a trial whose code is not the one that the study began with, which is warned of."""
+    changed = changed_code(record.code)
+    if changed is None:
+        return {}
+    _logger.warning("the study began with %s, this worker runs %s", *changed)
+    return {"lzsweep.code.study_began_with": changed[0]}
 
 
 def settle_runs(study: Study, uri: str) -> None:

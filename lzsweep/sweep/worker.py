@@ -34,9 +34,9 @@ from lzsweep.sweep.lesson import find_lessons, teach
 from lzsweep.sweep.page import prepare_report
 from lzsweep.sweep.process import this_host
 from lzsweep.sweep.publisher import PUBLISH_S, Publisher
-from lzsweep.sweep.record import Claim, Ending, Record, SeedResult, Trial
+from lzsweep.sweep.record import Claim, Ending, SeedResult, Trial
 from lzsweep.sweep.rows import OpenRows, TrialLost
-from lzsweep.sweep.runs import STATUS, run_name, run_tags
+from lzsweep.sweep.runs import STATUS, code_tags, run_name, run_tags
 from lzsweep.sweep.seeds import (
     begun_seeds,
     best_seed,
@@ -59,7 +59,6 @@ from lzsweep.sweep.trial import End, Report, Spec, Word, reason_of
 from lzsweep.sweep.walltime import Walltime
 from lzsweep.tracking.outbox import run_id_of
 from lzsweep.tracking.recorder import Recorder
-from lzsweep.tracking.runs import changed_code
 
 BEGIN_S = 0.5
 """Time in which a slot's next trial begins; the network of the last one can wait so long."""
@@ -128,7 +127,7 @@ class Worker:
         self._undertakers: list[threading.Thread] = []
         self._publisher = Publisher(self._keep_network)
         self._walltime = Walltime(study, HydraConfig.get().launcher.get("signal_delay_s") or 0)
-        self._code = _changed_code(self._record)
+        self._code = code_tags(self._record)
 
     def run(self) -> None:
         """Work until the study is done or stopped, or a signal says so.
@@ -491,12 +490,3 @@ class Worker:
         tags = {"lzsweep.ending": "error", "lzsweep.reason": reason}
         for run in (*open_seeds(folder), folder):
             self._recorder.end(run, "FAILED", tags=tags, artifacts={WEIGHTS_FILE: ""})
-
-
-def _changed_code(record: Record) -> dict[str, str]:
-    """Tags of a trial whose code is not the one that the study began with."""
-    changed = changed_code(record.code)
-    if changed is None:
-        return {}
-    _logger.warning("the study began with %s, this worker runs %s", *changed)
-    return {"lzsweep.code.study_began_with": changed[0]}
