@@ -65,8 +65,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
+        where = f" ({error.filename})" if error.filename else ""
         return _fail(
-            f"the disk is full: {error.strerror} ({error.filename}); make room there and type the"
+            f"the disk is full: {error.strerror}{where}; make room there and type the"
             " same command again",
             1,
         )
