@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import signal
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,7 +14,7 @@ from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
-from lzsweep.sweep.forkserver import process_lock
+from lzsweep.sweep.forkserver import DEATH_S, exit_code, kill, start
 from lzsweep.sweep.memory import memory_over, oom_kills
 from lzsweep.sweep.output import bound_log
 from lzsweep.sweep.trial import (
@@ -37,6 +38,7 @@ FORKSERVER_LOST = 255
 """What multiprocessing says of a process whose exit code nobody will tell any more."""
 
 _logger = logging.getLogger(__name__)
+_explaining = threading.Lock()
 _explained = 0  # how many of the kernel's memory kills were found to be which trial's
 
 
@@ -112,19 +114,18 @@ class Attempt:
         self._end: End | None = None
         self._is_gone = False
         self._is_swept = False
+        self._sweeping = threading.Lock()
         self._stop_sent = False
         self._has_reported = False
         self._interruption = ""
         self._oom_kills = 0
-        with process_lock:
-            self._process.start()
+        start(self._process)
         child.close()
 
     @property
     def is_alive(self) -> bool:
         """Whether its process is there."""
-        with process_lock:
-            return self._process.exitcode is None
+        return exit_code(self._process) is None
 
     def begin(self, spec: Spec) -> None:
         """Let it train.
@@ -179,7 +180,7 @@ class Attempt:
             if self._end:
                 return self._blame_memory(self._end)
             self.close()
-            return self._died_of(self._exit_code())
+            return self._died_of(exit_code(self._process) or 0)
         finally:
             if self._end is None:
                 self.kill()
@@ -208,15 +209,19 @@ class Attempt:
         self.kill()
 
     def kill(self) -> None:
-        """End the process and what it has started now; returns when it is gone."""
-        with process_lock:
-            pid = self._process.pid
-            if self._process.exitcode is None:
-                self._process.kill()
-                wait([self._process.sentinel])
-            if pid and not self._is_swept:
+        """End the process and what it has started now; returns when it is gone, if it can be."""
+        if not kill(self._process):
+            _logger.warning(
+                "process %s of %s was killed but is there after %g s: it hangs in the kernel, by a"
+                " dead file system or device; see what on, and kill this worker if it stays so",
+                self.pid,
+                self._log and self._log.parent,
+                DEATH_S,
+            )
+        with self._sweeping:
+            if self.pid and not self._is_swept:
                 self._is_swept = True
-                kill_session(pid)  # what it started and left behind
+                kill_session(self.pid)  # what it started and left behind
 
     def _over_limit(self) -> End | None:
         now = time.monotonic()
@@ -259,10 +264,6 @@ class Attempt:
         except (BrokenPipeError, OSError):
             _logger.debug("the trial's process went away before it heard %r", word)
 
-    def _exit_code(self) -> int:
-        with process_lock:
-            return self._process.exitcode or 0
-
     def _blame_memory(self, end: End) -> End:
         # The kernel takes the largest process, which may be one that loads data for the trial.
         if end.kind == "error" and "killed by signal" in end.reason and self._was_oom_kill():
@@ -288,7 +289,7 @@ class Attempt:
     def _was_oom_kill(self) -> bool:
         """Whether the kernel killed for want of memory and nobody else here was the one."""
         global _explained
-        with process_lock:
+        with _explaining:
             _explained = max(_explained, self._oom_kills)
             if oom_kills() <= _explained:
                 return False

@@ -10,7 +10,9 @@ import sys
 import threading
 from contextlib import suppress
 from multiprocessing import forkserver
+from multiprocessing.connection import wait
 from multiprocessing.context import BaseContext
+from multiprocessing.process import BaseProcess
 from typing import TYPE_CHECKING
 
 from lzsweep.errors import LzsweepError
@@ -19,10 +21,12 @@ from lzsweep.imports import COMPILER
 if TYPE_CHECKING:  # it takes longer to import than all of the rest
     from omegaconf import DictConfig
 
-process_lock = threading.Lock()
+DEATH_S = 30.0
+"""Time that a killed process has to be gone; one that hangs in the kernel is left to it."""
+
+_lock = threading.Lock()
 """Held to start a process and to read an exit code: a start looks at the exit codes of all others,
 and reading one twice loses it."""
-
 _preloaded: list[str] = []
 """What the forkserver imports; nothing where none was started."""
 _owner = 0
@@ -80,6 +84,30 @@ def _kill() -> bool:
     return True
 
 
+def start(process: BaseProcess) -> None:
+    """Start a process; threads that do so, and read exit codes, do it by these three functions."""
+    with _lock:
+        process.start()
+
+
+def exit_code(process: BaseProcess, timeout_s: float = 0.0) -> int | None:
+    """Wait for a process's end, for a limited time; its exit code, None while it is there."""
+    if timeout_s and wait([process.sentinel], timeout_s):
+        with _lock:
+            process.join(1.0)  # one that is no fork is dead a moment after its pipe is closed
+    with _lock:
+        return process.exitcode
+
+
+def kill(process: BaseProcess) -> bool:
+    """End a process now; whether it is gone."""
+    with _lock:
+        if process.exitcode is not None:
+            return True
+        process.kill()
+    return exit_code(process, DEATH_S) is not None
+
+
 def prove_preloaded() -> None:
     """End with exit code 0 if the forkserver has imported what trials need."""
     sys.exit(not {"torch", "pytorch_lightning", "lzsweep.train.fit"} <= set(sys.modules))
@@ -103,7 +131,7 @@ def await_forkserver() -> None:
     _is_used = True
     context = multiprocessing.get_context("forkserver")
     process = context.Process(target=prove_preloaded, name="proof of the imports")
-    process.start()
+    start(process)
     process.join()
     if process.exitcode != 0:
         raise LzsweepError(

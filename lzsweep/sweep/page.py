@@ -12,6 +12,7 @@ import logging
 import os
 import re
 import signal
+import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from multiprocessing.connection import Connection
@@ -25,7 +26,7 @@ from markupsafe import Markup
 
 from lzsweep.sweep.findings import Findings
 from lzsweep.sweep.folder import write_whole
-from lzsweep.sweep.forkserver import small_context
+from lzsweep.sweep.forkserver import exit_code, kill, small_context, start
 from lzsweep.sweep.output import last_lines
 from lzsweep.sweep.record import STATES, Trial
 from lzsweep.sweep.seeds import log_of
@@ -111,7 +112,9 @@ def prepare_report() -> None:
 
     Where it cannot be started nobody hears of it: whoever writes the report will see why.
     """
-    if os.getpid() not in _prepared:
+    with _preparing:
+        if os.getpid() in _prepared:
+            return
         try:
             _prepared[os.getpid()] = _start_writer()
         except Exception as error:  # a trial that was just claimed is not to be lost by it
@@ -119,6 +122,7 @@ def prepare_report() -> None:
 
 
 _Writer = tuple[BaseProcess, Connection]
+_preparing = threading.Lock()
 _prepared: dict[int, _Writer] = {}  # by the process that they belong to, which may fork
 
 
@@ -129,7 +133,7 @@ def _start_writer() -> _Writer:
     child = context.Process(  # type: ignore[attr-defined]  # each context has one
         target=_write_when_told, args=(told,), name="report", daemon=True
     )
-    child.start()
+    start(child)
     told.close()
     return child, tell
 
@@ -146,19 +150,18 @@ def _write_when_told(told: Connection) -> None:
 
 def _in_a_process(findings: Findings, folder: Path, find_links: FindLinks) -> None:
     writer = _prepared.pop(os.getpid(), None)
-    child, tell = writer if writer and writer[0].is_alive() else _start_writer()
+    child, tell = writer if writer and exit_code(writer[0]) is None else _start_writer()
     try:
         with tell:
             tell.send((findings, folder.absolute()))
             tell.send(find_links())
-        child.join(REPORT_S)
-        if child.exitcode is None:
+        code = exit_code(child, REPORT_S)
+        if code is None:
             _logger.warning("no report was written within %d s; see `lzsweep report`", REPORT_S)
-        elif child.exitcode:
+        elif code:
             _logger.warning("the report failed; see `lzsweep report %s`", findings.name)
     finally:
-        child.kill()
-        child.join()
+        kill(child)
 
 
 def _texts(findings: Findings) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 from lzsweep.config import BEST_CHECKPOINT, LAST_CHECKPOINT, WEIGHTS_FILE
-from lzsweep.sweep.forkserver import process_lock
+from lzsweep.sweep.forkserver import exit_code, kill, start
 from lzsweep.sweep.output import lent_output
 from lzsweep.sweep.trial import LOG_NAME, die_with_forkserver
 
@@ -66,10 +66,14 @@ class Publisher:
             if folder not in self._taken and not (folder / WEIGHTS_FILE).exists():
                 self.add(folder)
 
+    def hurry(self, timeout_s: float) -> None:
+        """Give what was asked for and what will be no more than this time."""
+        self._deadline = min(self._deadline, time.monotonic() + timeout_s)
+        self._closing.set()
+
     def close(self, timeout_s: float = PUBLISH_S) -> None:
         """Wait for what was asked for; what takes longer is left undone."""
-        self._deadline = time.monotonic() + timeout_s
-        self._closing.set()
+        self.hurry(timeout_s)
         self._thread.submit(self._end)
         self._thread.shutdown()
 
@@ -111,21 +115,17 @@ class Publisher:
         context = multiprocessing.get_context("forkserver")
         self._pipe, child = context.Pipe()
         self._process = context.Process(target=_publish_all, args=(child,), name="publisher")
-        with process_lock:
-            self._process.start()
+        start(self._process)
         child.close()
 
     def _is_alive(self) -> bool:
-        with process_lock:
-            return self._process is not None and self._process.exitcode is None
+        return self._process is not None and exit_code(self._process) is None
 
     def _end(self) -> None:
         if self._pipe:
             self._pipe.close()
         if self._process and self._process.pid:
-            with process_lock:
-                self._process.kill()
-                self._process.join()
+            kill(self._process)
         self._process = self._pipe = None
 
 

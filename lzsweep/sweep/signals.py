@@ -81,12 +81,12 @@ class Signals:
                 self._before[number](number, None)
 
     def _handle(self, number: int, _: FrameType | None) -> None:
-        if self._stopping.is_set() and not self.is_job:
+        if self._came is not None and not self.is_job:
             _end_at_once()
         # A request to requeue outweighs what came before it.
         if self._came is None or number in _IF_HANDLED:
             self._came = number
-        if self._stopping.is_set():
+        if self.is_job and self._stopping.is_set():
             return
         self._stopping.set()
         _say(number, "" if self.is_job else "; once more to end at once")

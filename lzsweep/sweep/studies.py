@@ -19,16 +19,13 @@ def open_study(url: str, name: str) -> Study:
     Raises:
         UserError: the database does not answer, or holds no study of that name.
     """
-    storage = open_storage(url)
-    try:
-        study = optuna.load_study(study_name=name, storage=storage)
-    except KeyError:
-        names = ", ".join(sorted(s.study_name for s in storage.get_all_studies())) or "none"
-        raise UserError(
-            f"a study must exist to be read, but {shown_url(url)} has no study {name!r};"
-            f" studies there: {names}"
-        ) from None
-    return Study(storage, study)
+    if study := find_study(url, name):
+        return study
+    names = ", ".join(sorted(s.name for s in list_studies(url))) or "none"
+    raise UserError(
+        f"a study must exist to be read, but {shown_url(url)} has no study {name!r};"
+        f" studies there: {names}"
+    )
 
 
 def find_study(url: str, name: str) -> Study | None:
@@ -67,13 +64,18 @@ def create_study(
         The study and whether it is new.
 
     Raises:
-        UserError: the database does not answer, or the study of that name sweeps another thing
-            or logs elsewhere.
+        UserError: the database does not answer, or the study of that name sweeps another thing,
+            logs elsewhere or is not ours.
     """
     storage = open_storage(url)
     with database_lock(storage.engine, f"lzsweep/{name}"):
         known = [s for s in storage.get_all_studies() if s.study_name == name]
         is_new = not any("record" in s.user_attrs for s in known)
+        if is_new and any(storage.get_n_trials(s._study_id) for s in known):
+            raise UserError(
+                f"a study must be new or ours, but {shown_url(url)} has one of another program"
+                f" that is named {name!r}; choose another study.name"
+            )
         if is_new:
             prepare()
         study = optuna.create_study(

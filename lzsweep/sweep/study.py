@@ -68,7 +68,11 @@ warnings.filterwarnings("ignore", category=ExperimentalWarning)
 
 
 class Study:
-    """A study, opened. Threads and processes may share the database, each with its own object."""
+    """A study, opened.
+
+    Each process needs an object of its own; the threads of one may share it: what changes the
+    study does so under its lock, in the database.
+    """
 
     def __init__(self, storage: RDBStorage, study: optuna.Study) -> None:
         self._storage = storage
@@ -279,6 +283,8 @@ class Study:
             queued = [*(t for t in waiting if t.awaits_retry), *waiting]
             try:
                 frozen = self._start(queued[0].row) if queued else self._create()
+                if frozen is None:
+                    return None
                 new = self._propose(frozen, known)
                 begin_row(self._storage, frozen._trial_id, new, mark)
             except UpdateFinishedTrialError:
@@ -293,8 +299,9 @@ class Study:
         self._study._thread_local.cached_all_trials = None
         return self._storage._create_new_trial(self._study._study_id)
 
-    def _start(self, row: int) -> FrozenTrial:
-        self._storage.set_trial_state_values(row, TrialState.RUNNING)
+    def _start(self, row: int) -> FrozenTrial | None:
+        if not self._storage.set_trial_state_values(row, TrialState.RUNNING):
+            return None  # the database was lost, and the lock with it: another has begun it
         return self._storage.get_trial(row)
 
     def _propose(

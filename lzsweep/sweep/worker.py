@@ -145,12 +145,12 @@ class Worker:
         with signals:
             for thread in threads:
                 thread.start()
-            while any(thread.is_alive() for thread in threads):
+            while alive := [thread for thread in threads if thread.is_alive()]:
                 self._guard(self._watch)
                 if self._walltime.is_over():
                     self._interrupt()
-                for thread in threads:
-                    thread.join(WATCH_S / len(threads))
+                for thread in alive:
+                    thread.join(WATCH_S / len(alive))
             for thread in self._undertakers:
                 thread.join()
             is_over = False
@@ -184,6 +184,7 @@ class Worker:
     def _interrupt(self) -> None:
         """End what a stop did not end in time, in the middle of a validation for instance."""
         self._stopping.set()
+        self._publisher.hurry(HURRY_S)
         with self._lock:
             running = list(self._running.values())
         for attempt in running:

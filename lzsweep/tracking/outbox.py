@@ -106,6 +106,8 @@ def take_turn(folder: Path, uri: str, *, wait_s: float = 0) -> Turn:
         return "busy"
     except OSError as e:
         raise Blocked(reason(e)) from e
+    except Refused as e:
+        raise Blocked(str(e)) from e
 
 
 class _Outbox:
@@ -122,16 +124,19 @@ class _Outbox:
     def turn(self) -> Turn:
         client = connect(self._uri)
         try:
+            try:
+                return self._send_records(client)
+            except Gone:
+                # Another server, or one that lost its data: all goes to it, from the beginning.
+                _logger.warning(
+                    "MLflow does not know the run of %s: sending all of it", self._folder
+                )
+                self._state = _State(creating=True)
+                self._save()
             return self._send_records(client)
-        except Gone:
-            # Another server, or one that lost its data: all goes to it, from the beginning.
-            _logger.warning("MLflow does not know the run of %s: sending all of it", self._folder)
-            self._state = _State(creating=True)
-            self._save()
-        try:
-            return self._send_records(client)
-        except Gone as e:
-            raise Blocked(str(e)) from e
+        except Refused as e:
+            self._check_active(client, e)
+            raise
 
     def _send_records(self, client: MlflowClient) -> Turn:
         if self._state.run_id is None and (turn := self._open_run(client)):
@@ -287,10 +292,7 @@ class _Outbox:
         except Gone:
             raise
         except Refused as e:
-            if self._call(client.get_run, self._run_id).info.lifecycle_stage != "active":
-                raise Blocked(
-                    "the run was deleted in MLflow; restore it to deliver the rest"
-                ) from e
+            self._check_active(client, e)
             if len(items) == 1:
                 self._give_up(describe(items[0]), str(e))
                 return
@@ -298,6 +300,12 @@ class _Outbox:
             for part in (items[:half], items[half:]):
                 # One thing alone is not given up lightly.
                 self._offer(client, send, part, describe, patient=len(part) == 1)
+
+    def _check_active(self, client: MlflowClient, refused: Refused) -> None:
+        if self._call(client.get_run, self._run_id).info.lifecycle_stage != "active":
+            raise Blocked(
+                "the run was deleted in MLflow; restore it to deliver the rest"
+            ) from refused
 
     def _persist(
         self,

@@ -5,10 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
+from lzsweep.sweep import forkserver
+from lzsweep.sweep.attempt import Attempt
+from lzsweep.sweep.forkserver import await_forkserver, start_forkserver
 from lzsweep.sweep.record import Trial
 from lzsweep.sweep.study import Study
 from tests.sweep.conftest import Cli, check_study
@@ -66,3 +70,25 @@ def test_a_process_that_is_killed_before_its_trial_is_there_costs_nothing(
     assert killed
     trials = check_study(cli, work, "w", 4)["trials"]
     assert [t["attempt"] for t in trials] == [1, 1, 1, 1]
+
+
+def test_a_process_that_no_kill_ends_keeps_no_other_waiting(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As one that waits in the kernel for a file system that is gone."""
+    start_forkserver()
+    await_forkserver()
+    attempt, other = Attempt(), Attempt()
+    monkeypatch.setattr(forkserver, "DEATH_S", 5.0)
+    monkeypatch.setattr(attempt._process, "kill", lambda: None)
+    monkeypatch.setattr("lzsweep.sweep.attempt.kill_session", lambda _: None)
+    killing = threading.Thread(target=attempt.kill)
+    killing.start()
+    assert other.is_alive, "and its worker can ask"
+    assert killing.is_alive()
+    killing.join()
+    assert "was killed but is there after" in caplog.text
+    monkeypatch.undo()
+    attempt.close()
+    other.close()
+    assert not attempt.is_alive

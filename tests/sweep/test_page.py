@@ -6,6 +6,7 @@ import base64
 import multiprocessing.forkserver
 import os
 import re
+import threading
 from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -321,6 +322,14 @@ def test_the_writer_of_a_report_may_be_ready_before(tmp_path: Path) -> None:
         patch.setattr(page, "small_context", lambda: 1 / 0)
         prepare_report()  # the worker that has just claimed a trial goes on with it
     assert here not in page._prepared
+
+    with forkserver._lock:  # a slot starts a trial
+        preparing = threading.Thread(target=prepare_report)
+        preparing.start()
+        preparing.join(1)
+        assert here not in page._prepared, "a start reads the exit codes of all others"
+    preparing.join()
+    page._prepared.pop(here)[1].close()
 
     prepare_report()  # one that nobody tells anything ends with whoever started it
     writer, tell = page._prepared.pop(here)

@@ -149,8 +149,9 @@ def test_who_has_no_time_leaves_the_rest(
     folders = [trained(tmp_path / str(number)) for number in range(2)]
     publisher.add(folders[0]).result()
     process = process_of(publisher)
-    publisher._deadline = 0.0
+    publisher.hurry(0.0)
+    publisher.hurry(60.0)  # no more time than it had
     publisher.add(folders[1]).result()
-    publisher.close(0.0)
+    publisher.close()
     assert done == [folders[0]]
     assert not process.is_running()

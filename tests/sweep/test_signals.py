@@ -72,6 +72,14 @@ def test_without_a_job_nothing_is_requeued(requeued: list[int]) -> None:
     assert requeued == []
 
 
+def test_the_first_signal_of_a_worker_that_stops_already_ends_nothing_at_once() -> None:
+    stopping = threading.Event()
+    with Signals(stopping):
+        stopping.set()  # by `lzsweep stop`, while trials write their checkpoints
+        send(signal.SIGTERM)
+        assert stopping.is_set()
+
+
 def test_a_worker_hears_what_came_before_it_was_ready() -> None:
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     stopping = threading.Event()

@@ -6,7 +6,8 @@ import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +18,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.pruners import MedianPruner, NopPruner
 from optuna.samplers import RandomSampler
 from optuna.storages import RDBStorage
-from optuna.trial import TrialState
+from optuna.trial import TrialState, create_trial
 
 from lzsweep.errors import UserError
 from lzsweep.sweep import storage
@@ -300,6 +301,15 @@ def test_an_unknown_study_names_the_known_ones(url: str) -> None:
         open_study(url, "other")
 
 
+def test_a_study_of_another_program_is_none_of_ours(url: str) -> None:
+    make_study(url, name="known")
+    optuna.create_study(study_name="theirs", storage=url).add_trial(create_trial(value=1.0))
+    with pytest.raises(UserError, match="has no study 'theirs'; studies there: known"):
+        open_study(url, "theirs")
+    with pytest.raises(UserError, match="one of another program that is named 'theirs'"):
+        make_study(url, name="theirs")
+
+
 def test_a_worker_killed_between_its_claim_and_the_first_heartbeat(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -370,6 +380,25 @@ def test_a_claim_that_was_taken_up_while_it_was_made_is_none(url: str) -> None:
     study = make_study(url)
     study.set_deciders(Slow(seed=1), NopPruner())
     assert study.claim("w") is None
+
+
+def test_a_queued_trial_that_was_begun_while_it_was_claimed_is_none(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = make_study(url)
+    with study.lock():
+        study.enqueue([{"x": 0.5}])
+
+    @contextmanager
+    def lost() -> Iterator[None]:
+        yield  # as the database was, and the lock with it
+
+    monkeypatch.setattr(study, "lock", lost)
+    waiting = study.trials()
+    other = must_claim(make_study(url))
+    monkeypatch.setattr(study, "trials", lambda: waiting)
+    assert study.claim("w") is None
+    assert not make_study(url).taken_away([other.row])
 
 
 def test_a_sampler_that_raises_leaves_the_trial_to_whoever_claims_next(url: str) -> None:

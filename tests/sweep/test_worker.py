@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import signal
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +13,8 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from lzsweep.config import WEIGHTS_FILE
+from lzsweep.config import LAST_CHECKPOINT, WEIGHTS_FILE
+from lzsweep.sweep import worker as worker_module
 from lzsweep.sweep.publisher import Publisher
 from lzsweep.sweep.record import SeedResult
 from lzsweep.sweep.study import Study
@@ -98,6 +102,29 @@ def test_what_is_written_of_a_dead_workers_trial_keeps_nobody_from_being_heard(
     ((status, tags),) = ends.heard
     assert status == "FAILED"
     assert "see study.max_retries" in tags["lzsweep.reason"]
+
+
+def test_a_job_whose_time_is_over_waits_for_no_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its slots do while they end trials, which comes before the worker's own end."""
+    monkeypatch.setattr(worker_module, "HURRY_S", 0.5)
+    worker, _ = make_worker(make_study(f"sqlite:///{tmp_path / 'study.db'}"), tmp_path)
+    worker._lock, worker._running = threading.Lock(), {}
+    (tmp_path / "0" / LAST_CHECKPOINT).parent.mkdir(parents=True)
+    (tmp_path / "0" / LAST_CHECKPOINT).touch()
+    ours, _theirs = multiprocessing.Pipe()
+    monkeypatch.setattr(worker._publisher, "_start", lambda: None)
+    monkeypatch.setattr(worker._publisher, "_is_alive", lambda: True)
+    asleep = multiprocessing.get_context("fork").Process(target=time.sleep, args=(600,))
+    asleep.start()
+    worker._publisher._process, worker._publisher._pipe = asleep, ours  # type: ignore[assignment]
+    writing = worker._publisher.add(tmp_path / "0")
+    worker._interrupt()
+    writing.result(timeout=60)
+    assert worker._stopping.is_set()
+    asleep.join(60)
+    assert asleep.exitcode == -signal.SIGKILL
 
 
 def test_of_a_trial_of_several_seeds_that_is_lost_for_good_the_best_so_far_is_kept(

@@ -304,6 +304,24 @@ def test_run_deleted_in_mlflow_waits_for_its_return(uri: str, tmp_path: Path) ->
     assert len(points(uri, folder, "train/loss")) == 11
 
 
+def test_the_end_alone_of_a_run_deleted_in_mlflow_waits_for_its_return(
+    uri: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "a"
+    with Journal(folder) as journal:
+        journal.start(experiment="ended late", name="a")
+        assert deliver(folder, uri)
+        connect(uri).delete_run(run_id_of(folder) or "")
+        journal.end("FINISHED")
+    other = write_run(tmp_path / "b", experiment="ended late")
+    summary = sync([tmp_path], uri)
+    assert summary.delivered == (other,), "one run does not hold up the rest"
+    assert "restore it to deliver the rest" in summary.left[folder]
+    connect(uri).restore_run(run_id_of(folder) or "")
+    assert deliver(folder, uri)
+    assert the_run(uri, folder).info.status == "FINISHED"
+
+
 def test_deleted_experiment_is_named(uri: str, tmp_path: Path) -> None:
     client = connect(uri)
     client.delete_experiment(client.create_experiment("gone"))
