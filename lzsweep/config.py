@@ -21,7 +21,6 @@ from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 from hydra.plugins.search_path_plugin import SearchPathPlugin
-from hydra.types import RunMode
 from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 from omegaconf._utils import get_omega_conf_dumper
 
@@ -225,10 +224,6 @@ class Trainer:
     space: dict[str, Any] = field(default_factory=dict)
 
 
-BUILT = ("self", "precision", "logger", "callbacks")
-"""Arguments of the Trainer that come from groups of their own."""
-
-
 @cache
 def register_schemas() -> None:
     """Put the schemas where defaults lists find them; below `hydra/` the help hides them."""
@@ -348,54 +343,11 @@ def make_loader(paths: Sequence[str]) -> ConfigLoaderImpl:
     return ConfigLoaderImpl(search_path)
 
 
-def compose(
-    loader: ConfigLoaderImpl, overrides: Sequence[str], config_name: str = "config"
-) -> dict[str, Any]:
-    """Compose and resolve a configuration into plain data, without Hydra's own node.
-
-    Raises:
-        HydraException, OmegaConfBaseException: an override or an interpolation is wrong.
-    """
-    return dict(compose_parts(loader, overrides, config_name).plain)
-
-
-@dataclass(frozen=True)
-class Composed:
-    """A composed configuration.
-
-    Attributes:
-        plain: resolved plain data, without Hydra's own node and without sub-spaces.
-        spaces: group -> key -> sweep text: what the chosen options own.
-        choices: group -> option.
-    """
-
-    plain: Mapping[str, Any]
-    spaces: Mapping[str, Any]
-    choices: Mapping[str, str | None]
-
-
-def compose_parts(
-    loader: ConfigLoaderImpl, overrides: Sequence[str], config_name: str = "config"
-) -> Composed:
-    """Compose a configuration and tell its parts.
-
-    Raises:
-        HydraException, OmegaConfBaseException: an override or an interpolation is wrong.
-    """
-    return take_apart(loader.load_configuration(config_name, list(overrides), RunMode.RUN))
-
-
-def take_apart(config: DictConfig) -> Composed:
-    """Resolve what Hydra composed; the configuration itself is used up."""
-    choices, spaces = take_choices(config)
-    return Composed(resolve(config), spaces, choices)
-
-
 def take_choices(config: DictConfig) -> tuple[dict[str, str | None], dict[str, Any]]:
     """Take Hydra's node and the sub-spaces out of what Hydra composed, so that a training is left.
 
     Returns:
-        The options chosen and their sub-spaces, as in `Composed`.
+        The options chosen (group -> option) and their sub-spaces (group -> key -> sweep text).
     """
     choices = dict(config.hydra.runtime.choices)
     with open_dict(config):

@@ -77,7 +77,7 @@ def test_mistakes_are_one_line(cli: Cli, work: Path) -> None:  # noqa: F811
 def test_a_study_may_have_a_slash_in_its_name(cli: Cli, work: Path) -> None:  # noqa: F811
     make_study("sqlite:///lzsweep.db", name="team/s")
     err = refused(cli, "export", "team/s", "--trial", "7", "-o", "net.txt")
-    assert "must be a trial of team/s (none yet), but got 7" in err
+    assert "team/s has no trial 7, only none yet" in err
     assert "must exist at team/t" in refused(cli, "export", "team/t", "-o", "net.txt")
     (work / "team/s").mkdir(parents=True)
     assert "run's folder must hold" in refused(cli, "export", "team/s", "-o", "net.txt")
@@ -150,7 +150,7 @@ def test_a_study_a_trial_and_a_run_are_exported(cli: Cli, work: Path) -> None:  
     assert code == 0, err
     assert "2 blocks x 16 filters" in out
     assert (work / "net.txt.gz").read_bytes() == expected
-    assert "must be a trial of s (0, 1), but got 7" in refused(
+    assert "s has no trial 7, only 0, 1" in refused(
         cli, "export", "s", "--trial", "7", "-o", "x.txt"
     )
 

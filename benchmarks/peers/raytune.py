@@ -19,7 +19,8 @@ from typing import Any
 import ray
 from ray import tune
 
-from lzsweep.config import compose, conf_dir, make_loader, register_schemas
+from lzsweep.config import conf_dir, make_loader, register_schemas
+from lzsweep.sweep.composer import Composer
 
 
 class Training(tune.Trainable):  # type: ignore[misc]  # Ray is not here when types are checked
@@ -63,7 +64,7 @@ def main(path: Path) -> None:
     job = json.loads(path.read_text())
     register_schemas()
     loader = make_loader([f"file://{Path.cwd() / 'conf'}", f"file://{conf_dir()}"])
-    base = compose(loader, job["overrides"], "config")
+    base = Composer(loader)(job["overrides"])
     ray.init(num_cpus=job["slots"], include_dashboard=False, log_to_driver=False)
     trainable = tune.with_parameters(Training, base=base, key=job["key"], metric=job["metric"])
     tuner = tune.Tuner(

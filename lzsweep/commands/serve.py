@@ -37,6 +37,7 @@ from lzsweep.tracking.shared import (
     is_open,
     names_of,
     open_home,
+    without_port,
 )
 from lzsweep.tracking.tls import PASSWORD, Tls
 
@@ -180,7 +181,7 @@ def _serve_shared(options: ServerOptions, shared: Shared) -> None:
     ):
         port = taken.getsockname()[1]
         names = [name.strip() for name in (shared.allowed_hosts or "").split(",") if name.strip()]
-        name = names[0].partition(":")[0] if names else ""
+        name = without_port(names[0]) if names else ""
         name = name if name and "*" not in name else _reachable(host)
         here = _address(name, port, options.tls)
         storage = _storage(server, shared).set(drivername="postgresql")
@@ -247,7 +248,7 @@ def _reachable(host: str) -> str:
 
 
 def _address(host: str, port: int, tls: ssl.SSLContext | None) -> str:
-    shown = f"[{host}]" if ":" in host else host
+    shown = f"[{host}]" if ":" in host and not host.startswith("[") else host
     return f"{'http' if tls is None else 'https'}://{shown}:{port}"
 
 

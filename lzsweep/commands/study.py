@@ -158,20 +158,16 @@ def sync(
 
 
 def _show_trial(study: Study, number: int, format: Format) -> None:
-    described = {t["number"]: t for t in describe(study)["trials"]}
-    if number not in described:
-        known = ", ".join(map(str, described)) or "none"
-        raise UserError(
-            f"a trial must exist to be shown, but {study.name} has no trial {number}, only {known}"
-        )
+    trial = study.trial(number)
+    (described,) = (t for t in describe(study)["trials"] if t["number"] == number)
     if format is Format.json:
-        print_json(described[number])
+        print_json(described)
         return
     console = make_console()
-    console.print(trial_table(study, [t for t in study.trials() if t.number == number]))
-    if reason := described[number]["reason"]:
-        console.print(f"{described[number]['ending']}: {reason}", markup=False)
-    log = log_of(Path(described[number]["folder"]))
+    console.print(trial_table(study, [trial]))
+    if trial.reason:
+        console.print(f"{trial.ending}: {trial.reason}", markup=False)
+    log = log_of(Path(described["folder"]))
     console.print(f"the end of {log}:", soft_wrap=True)
     if lines := last_lines(log, LOG_LINES):
         console.print("\n".join(lines), markup=False, soft_wrap=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import pickle
 import threading
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
@@ -17,15 +18,28 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.types import RunMode
 
-from lzsweep.config import Composed, resolve, take_choices
+from lzsweep.config import resolve, take_choices
 
 _Merged = tuple[bytes, Mapping[str, str | None], Mapping[str, Any]]
 
 
-class Composer:
-    """What `lzsweep.config.compose_parts` gives, for one set of overrides after another.
+@dataclass(frozen=True)
+class Composed:
+    """A composed configuration.
 
-    Any thread may ask.
+    Attributes:
+        plain: resolved plain data, without Hydra's own node and without sub-spaces.
+        spaces: group -> key -> sweep text: what the chosen options own.
+        choices: group -> option.
+    """
+
+    plain: Mapping[str, Any]
+    spaces: Mapping[str, Any]
+    choices: Mapping[str, str | None]
+
+
+class Composer:
+    """What Hydra composes, for one set of overrides after another; any thread may ask.
 
     Args:
         loader: over the config trees, frozen ones or the user's own.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -36,24 +35,6 @@ def take_folder(folder: Path) -> None:
             f" ({', '.join(trials[:5])}), which its database no longer knows; move it away or"
             " choose another study.name"
         )
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file that everybody may read, whole or not at all; its folder is made.
-
-    Raises:
-        OSError: it cannot be written; nothing of it is left.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    aside = Path(name)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-        aside.chmod(0o644)
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def freeze(sources: Sequence[str], folder: Path) -> None:

@@ -24,8 +24,8 @@ import filelock
 import jinja2
 from markupsafe import Markup
 
+from lzsweep.files import write_whole
 from lzsweep.sweep.findings import Findings
-from lzsweep.sweep.folder import write_whole
 from lzsweep.sweep.forkserver import exit_code, kill, small_context, start
 from lzsweep.sweep.output import last_lines
 from lzsweep.sweep.record import STATES, Trial

@@ -24,8 +24,7 @@ class PullSweeper(Sweeper):
     """Opens or joins a study and launches `worker.count` workers that pull its trials."""
 
     def __init__(self, sampler: DictConfig, pruner: DictConfig) -> None:
-        self.sampler = sampler
-        self.pruner = pruner
+        """Take what Hydra hands over; each worker makes its own of both."""
 
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig

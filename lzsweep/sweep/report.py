@@ -16,7 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from lzsweep.config import make_loader, to_yaml
-from lzsweep.sweep.folder import write_whole
+from lzsweep.files import write_whole
 from lzsweep.sweep.record import STATES, Record, Trial
 from lzsweep.sweep.seeds import log_of
 from lzsweep.sweep.study import Study

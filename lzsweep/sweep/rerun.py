@@ -12,8 +12,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from lzsweep.config import compose, make_loader, objectives_of
+from lzsweep.config import make_loader, objectives_of
 from lzsweep.errors import UserError
+from lzsweep.sweep.composer import Composer
 from lzsweep.sweep.record import Record, Trial
 from lzsweep.sweep.report import show_params
 from lzsweep.sweep.seeds import seed_folder
@@ -38,7 +39,7 @@ def train_again(study: Study, number: int, seed: int | None = None) -> None:
         UserError: there is no such trial or seed, or what it was made of is gone.
     """
     record = study.record
-    trial = _find(study, number)
+    trial = study.trial(number)
     _check_there(record)
     with contextlib.chdir(record.cwd):  # paths in the configs are relative to it
         config = _compose(record, trial, None)
@@ -70,17 +71,6 @@ def train_again(study: Study, number: int, seed: int | None = None) -> None:
     _compare(record, trial, config["seed"], metrics)
 
 
-def _find(study: Study, number: int) -> Trial:
-    trials = {trial.number: trial for trial in study.trials()}
-    if number not in trials:
-        known = ", ".join(map(str, trials)) or "none yet"
-        raise UserError(
-            f"a trial must exist to be trained again, but {study.name} has no trial {number},"
-            f" only {known}"
-        )
-    return trials[number]
-
-
 def _check_there(record: Record) -> None:
     conf = [Path(c.removeprefix("file://")) for c in record.conf if c.startswith("file://")]
     for folder in (Path(record.cwd), *conf):
@@ -94,8 +84,8 @@ def _check_there(record: Record) -> None:
 def _compose(record: Record, trial: Trial, seed: int | None) -> dict[str, Any]:
     last = [] if seed is None else [f"seed={seed}"]
     space = Space.from_json(record.tree, record.fixed)
-    overrides = [*space.fixed, *space.to_overrides(trial.params), *last]
-    return compose(make_loader(record.conf), overrides, record.config_name)
+    composer = Composer(make_loader(record.conf), space.fixed, record.config_name)
+    return composer([*space.to_overrides(trial.params), *last])
 
 
 def _differences(record: Record, config: dict[str, Any]) -> Iterator[str]:

@@ -52,6 +52,11 @@ def run_tags(study: str, trial: Trial, worker: str, folder: Path) -> dict[str, s
     }
 
 
+def ending_tags(ending: str, reason: str) -> dict[str, str]:
+    """The tags that say how a training ended."""
+    return {"lzsweep.ending": ending, "lzsweep.reason": reason}
+
+
 def code_tags(record: Record) -> dict[str, str]:
     """Tags of a trial whose code is not the one that the study began with, which is warned of."""
     changed = changed_code(record.code)
@@ -133,7 +138,7 @@ def _settle(study: Study, trial: Trial, folder: Path) -> None:
         if journal.status == "RUNNING":
             if trial.state == "complete" and (folder / BEST_CHECKPOINT).exists():
                 journal.artifact(BEST_CHECKPOINT, ARTIFACTS[BEST_CHECKPOINT])
-            journal.tags({"lzsweep.ending": str(trial.ending), "lzsweep.reason": trial.reason})
+            journal.tags(ending_tags(str(trial.ending), trial.reason))
             journal.end("FAILED" if trial.state == "failed" else "FINISHED")
 
 

@@ -7,14 +7,13 @@ and run hold what is judged: the means over the seeds, and the network of the be
 from __future__ import annotations
 
 import math
-import os
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, stdev
 
 from lzsweep.config import ARTIFACTS, best_by
+from lzsweep.files import lend_whole
 from lzsweep.sweep.record import Record, SeedResult
 from lzsweep.sweep.trial import LOG_NAME, End
 from lzsweep.tracking.journal import JOURNAL_NAME, Journal, read_records
@@ -122,13 +121,5 @@ def _read_curves(folder: Path) -> Curves:
 def lend_best(trial: Path, seed: Path) -> None:
     """Give a trial the checkpoint and the weights of one of its seeds."""
     for name in ARTIFACTS:
-        if not (seed / name).exists():
-            continue
-        (trial / name).parent.mkdir(parents=True, exist_ok=True)
-        aside = (trial / name).with_name(f".{Path(name).name}.partial")
-        aside.unlink(missing_ok=True)
-        try:
-            os.link(seed / name, aside)
-        except OSError:  # a file system without second names
-            shutil.copyfile(seed / name, aside)
-        aside.replace(trial / name)
+        if (seed / name).exists():
+            lend_whole(seed / name, trial / name)

@@ -179,12 +179,8 @@ def choose_trial(study: Study, number: int | None) -> Trial:
     Raises:
         UserError: there is none, or there are several best ones.
     """
-    trials = {trial.number: trial for trial in study.trials()}
     if number is not None:
-        if number not in trials:
-            there = ", ".join(map(str, sorted(trials))) or "none yet"
-            raise UserError(f"--trial must be a trial of {study.name} ({there}), but got {number}")
-        return trials[number]
+        return study.trial(number)
     best = study.best()
     if not best:
         raise UserError(f"a trial must complete to be the best, but none of {study.name} has yet")

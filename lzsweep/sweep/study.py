@@ -30,6 +30,7 @@ from optuna.samplers import BaseSampler
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from lzsweep.errors import UserError
 from lzsweep.sweep.budget import Budget
 from lzsweep.sweep.process import this_process
 from lzsweep.sweep.proposal import propose
@@ -144,6 +145,23 @@ class Study:
     def trials(self) -> list[Trial]:
         """All trials in the order of their numbers, each once whatever its attempts."""
         return [self._trial_of(row) for row in self._latest_rows().values()]
+
+    def trial(self, number: int) -> Trial:
+        """One of them.
+
+        Raises:
+            UserError: there is no such trial.
+        """
+        trials = {trial.number: trial for trial in self.trials()}
+        if number not in trials:
+            known = ", ".join(map(str, trials)) or "none yet"
+            if len(trials) > 10:
+                known = f"{len(trials)} from {min(trials)} to {max(trials)}"
+            raise UserError(
+                f"a trial must exist, but {self.name} has no trial {number}, only {known};"
+                f" see them: lzsweep status {self.name}"
+            )
+        return trials[number]
 
     def _trial_of(self, row: FrozenTrial) -> Trial:
         made = self._made.get(row._trial_id)
@@ -332,6 +350,10 @@ class Study:
         is_waiting = any(t.state == "waiting" for t in trials)
         is_all_begun = self._size is not None and len(self._points(trials)) >= self._size
         return is_waiting or not (self.space.is_grid or is_all_begun)
+
+    def has_begun_all(self) -> bool:
+        """Whether as many trials were begun as are wanted."""
+        return sum(t.state != "waiting" for t in self.trials()) >= self.n_trials
 
     def open_rows(self) -> OpenRows:
         """The attempts that are running or waiting, by one cheap query.

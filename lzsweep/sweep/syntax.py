@@ -114,7 +114,7 @@ class _Reader:
             for group in groups:
                 done.add(group.name)
                 for option in group.values():
-                    chosen = {**self._context(group), group.key: option}
+                    chosen = {**_context(self.parameters, group), group.key: option}
                     texts = self._spaces(chosen).get(group.key, {})
                     self._add_owned(group.key, str(option), texts, is_fixed=False)
             if groups:
@@ -190,14 +190,6 @@ class _Reader:
     def _is_group(self, parameter: Parameter) -> bool:
         return bool(self.loader.get_group_options(parameter.key.partition("@")[0]))
 
-    def _context(self, parameter: Parameter) -> dict[str, Value]:
-        """The choices under which a parameter exists."""
-        if parameter.owner is None:
-            return {}
-        group, option = parameter.owner
-        owner = next(p for p in self.parameters if p.key == group and p.holds(option))
-        return {**self._context(owner), group: option}
-
     def _spaces(self, chosen: Mapping[str, Value]) -> Mapping[str, Mapping[str, Any]]:
         space = Space(tuple(self.parameters))
         try:
@@ -220,15 +212,16 @@ def probe_points(space: Space) -> Iterator[dict[str, Value]]:
     for parameter in space.parameters:
         if isinstance(parameter.distribution, CategoricalDistribution):
             for choice in parameter.values()[0 if parameter.owner else 1 :]:
-                yield fill(space, {**_chain(space, parameter), parameter.key: choice})
+                yield fill(space, {**_context(space.parameters, parameter), parameter.key: choice})
 
 
-def _chain(space: Space, parameter: Parameter) -> dict[str, Value]:
+def _context(parameters: Sequence[Parameter], parameter: Parameter) -> dict[str, Value]:
+    """The choices under which a parameter exists."""
     if parameter.owner is None:
         return {}
     group, option = parameter.owner
-    owner = next(p for p in space.parameters if p.key == group and p.holds(option))
-    return {**_chain(space, owner), group: option}
+    owner = next(p for p in parameters if p.key == group and p.holds(option))
+    return {**_context(parameters, owner), group: option}
 
 
 @cache

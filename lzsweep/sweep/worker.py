@@ -36,7 +36,7 @@ from lzsweep.sweep.process import this_host
 from lzsweep.sweep.publisher import PUBLISH_S, Publisher
 from lzsweep.sweep.record import Claim, Ending, SeedResult, Trial
 from lzsweep.sweep.rows import OpenRows, TrialLost
-from lzsweep.sweep.runs import STATUS, code_tags, run_name, run_tags
+from lzsweep.sweep.runs import STATUS, code_tags, ending_tags, run_name, run_tags
 from lzsweep.sweep.seeds import (
     begun_seeds,
     best_seed,
@@ -202,7 +202,7 @@ class Worker:
             while not self._stopping.is_set() and patiently(self._walltime.has_room):
                 claim = patiently(self._claim, slot)
                 if claim is not None:
-                    is_last = claim.trial.number + 1 >= patiently(lambda: self._study.n_trials)
+                    is_last = patiently(self._study.has_begun_all)
                     attempts.goes_on = not is_last
                     if is_last:
                         prepare_report()  # beside the last trial
@@ -299,11 +299,8 @@ class Worker:
             if end.kind not in ("stopped", "killed"):
                 self._publisher.add(own).result()  # the trial may want to lend it
             if self._recorder:
-                self._recorder.end(
-                    own,
-                    STATUS[end.kind],
-                    tags={"lzsweep.ending": end.kind, "lzsweep.reason": end.reason},
-                )
+                tags = ending_tags(end.kind, end.reason)
+                self._recorder.end(own, STATUS[end.kind], tags=tags)
             if end.kind != "complete" or end.values is None:
                 end = cut_short(end, seed, list(done.values()))
                 if end.kind not in ("stopped", "killed"):
@@ -395,7 +392,7 @@ class Worker:
             self._recorder.end(
                 folder,
                 "FAILED" if state in ("error", "infeasible") else "FINISHED",
-                tags={"lzsweep.ending": state, "lzsweep.reason": reason},
+                tags=ending_tags(state, reason),
                 # The best of a pruned trial is published too, but nobody goes on from it.
                 artifacts=ARTIFACTS if state == "complete" else {WEIGHTS_FILE: ""},
             )
@@ -423,7 +420,7 @@ class Worker:
         for own in open_seeds(folder):
             self._publisher.add(own).result()
         if begun := begun_seeds(folder):
-            trial = next(t for t in patiently(self._study.trials) if t.number == number)
+            trial = patiently(lambda: self._study.trial(number))
             self._conclude(folder, {r.seed: r for r in trial.seeds}, begun, last={})
 
     def _keep_network(self, folder: Path) -> None:
@@ -488,6 +485,6 @@ class Worker:
         assert self._recorder
         folder = self._folder / str(trial.number)
         self._rescue(trial.number, folder)
-        tags = {"lzsweep.ending": "error", "lzsweep.reason": reason}
+        tags = ending_tags("error", reason)
         for run in (*open_seeds(folder), folder):
             self._recorder.end(run, "FAILED", tags=tags, artifacts={WEIGHTS_FILE: ""})

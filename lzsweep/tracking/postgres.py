@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 import psutil
 
 from lzsweep.errors import LzsweepError, UserError
+from lzsweep.files import write_secret
 
 if TYPE_CHECKING:
     import psycopg
@@ -303,13 +304,3 @@ def _call(program: str, *arguments: str, url: str) -> None:
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
         raise LzsweepError(f"{program} failed: {last}")
-
-
-def write_secret(path: Path, text: str) -> None:
-    """Write a file that only its owner can read, whole or not at all."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        os.fchmod(descriptor, 0o600)
-        file.write(text)
-    aside.replace(path)

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from lzsweep.files import write_whole
 from lzsweep.tracking.client import redact
 from lzsweep.tracking.delivery import Sender
 from lzsweep.tracking.journal import Journal, Status
@@ -64,7 +65,7 @@ class Recorder:
         with Journal(folder) as journal:
             if journal.status is None or not (folder / CONFIG_NAME).exists():
                 # Before the start, which is what tells the next attempt that all this was done.
-                _keep_config(folder / CONFIG_NAME, redact(config))
+                write_whole(folder / CONFIG_NAME, redact(config).encode())
             journal.start(
                 experiment=self._experiment,
                 name=name,
@@ -153,16 +154,6 @@ class Recorder:
                 "MLflow did not take everything of %d runs; deliver it with `lzsweep sync`",
                 len(undelivered),
             )
-
-
-def _keep_config(path: Path, text: str) -> None:
-    aside = path.with_name(f".{path.name}")
-    try:
-        aside.write_text(text)
-        aside.replace(path)
-    except OSError as error:  # it does not say which file
-        aside.unlink(missing_ok=True)
-        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def has_recorder(logger: Mapping[str, object] | None) -> bool:

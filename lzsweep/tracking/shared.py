@@ -25,8 +25,9 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from lzsweep.errors import UserError
+from lzsweep.files import write_secret
 from lzsweep.tracking.client import redact
-from lzsweep.tracking.postgres import SUPERUSER, Database, Place, write_secret
+from lzsweep.tracking.postgres import SUPERUSER, Database, Place
 
 ADMIN = "admin"
 MLFLOW = "mlflow"
@@ -260,6 +261,11 @@ def allowed(names: Sequence[str], port: int) -> tuple[str, str]:
         known = [name] if _has_port(name) else [name, f"{name}:{port}"]
         origins += [f"{scheme}://{place}" for scheme in ("http", "https") for place in known]
     return ",".join(hosts), ",".join(origins)
+
+
+def without_port(name: str) -> str:
+    """The host of `host`, `host:port`, `[address]` or `[address]:port`."""
+    return name.rpartition(":")[0] if _has_port(name) else name
 
 
 def _has_port(name: str) -> bool:

@@ -110,9 +110,9 @@ class _Host:
 
 class _Watched:
     def __init__(self, folder: Path, pid: int, devices: Sequence[str] | None, host: _Host) -> None:
+        self._process = psutil.Process(pid)  # first, for it may be gone
         self.journal = Journal(folder)
         self._host = host
-        self._process = psutil.Process(pid)
         self._gpus = _open_gpus(devices)
         self._cpu_s = 0.0
         self._at_s = 0.0

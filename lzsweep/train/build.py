@@ -24,6 +24,7 @@ from filelock import FileLock
 from numpy.typing import NDArray
 
 from lzsweep.errors import DataError
+from lzsweep.files import write_whole
 from lzsweep.go.archive import content_digest, find_files
 from lzsweep.go.chunks import PLANE_BYTES, read_chunks
 from lzsweep.go.selection import Filter, select
@@ -212,10 +213,7 @@ def _content_key(paths: Paths, kind: str, cache: Path) -> str:
         else:
             key = content_key(paths)
         with contextlib.suppress(OSError):  # it only saves time; who builds will say
-            cache.mkdir(parents=True, exist_ok=True)
-            partial = sidecar.with_suffix(f".{os.getpid()}")
-            partial.write_text(key)
-            partial.replace(sidecar)
+            write_whole(sidecar, key.encode())
         return key
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.loops.progress import _ProcessedTracker
 
 from lzsweep.config import BEST_CHECKPOINT, LAST_CHECKPOINT
+from lzsweep.files import lend_whole
 
 
 class Checkpoints(Checkpoint):
@@ -95,13 +94,7 @@ class Checkpoints(Checkpoint):
     def _rename(self, aside: Path, *, better: bool) -> None:
         # Best first: a last that knows of a best must not be there without it.
         if better:
-            second = self.best.with_suffix(".partial2")
-            second.unlink(missing_ok=True)
-            try:
-                os.link(aside, second)
-            except OSError:
-                shutil.copyfile(aside, second)
-            second.replace(self.best)
+            lend_whole(aside, self.best)
         aside.replace(self.last)
 
     def state_dict(self) -> dict[str, Any]:

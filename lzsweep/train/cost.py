@@ -83,7 +83,8 @@ class Cost(Callback):
     def state_dict(self) -> dict[str, Any]:
         return {
             "constants": self._constants,
-            "train_s": self._train_s,
+            # Checkpoints between two validations too.
+            "train_s": time.monotonic() - self._began if self._began else self._train_s,
             "logged_step": self._logged_step,
         }
 

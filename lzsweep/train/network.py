@@ -169,6 +169,3 @@ class Network(nn.Module):
     def planes_shape(self) -> tuple[int, int, int]:
         """The shape of one position's planes, `(in_channels, S, S)`."""
         return self.in_channels, self.board_size, self.board_size
-
-    def n_parameters(self) -> int:
-        return sum(parameter.numel() for parameter in self.parameters())

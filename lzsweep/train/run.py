@@ -233,7 +233,11 @@ def _recorded(
     finally:
         recorder.end(folder, status, artifacts=ARTIFACTS if status == "FINISHED" else None)
         recorder.close()
-    print(f"run {run_id_of(folder)} at {redact(tracking['uri'])}")
+    uri = redact(tracking["uri"])
+    if run_id := run_id_of(folder):
+        print(f"run {run_id} at {uri}")
+    else:
+        print(f"the run is not at {uri} yet: lzsweep sync {folder} delivers it")
 
 
 def _params(overrides: list[str]) -> dict[str, str]:

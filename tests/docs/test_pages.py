@@ -14,7 +14,8 @@ import typer.main
 from hydra._internal.utils import get_args_parser
 
 from lzsweep.commands import _OWN_MODULES, app
-from lzsweep.config import compose, conf_dir, make_loader
+from lzsweep.config import conf_dir, make_loader
+from lzsweep.sweep.composer import Composer
 from lzsweep.sweep.syntax import parse_space, probe_points
 from tests.docs.pages import EXCEPTED, PAGES, README, all_commands, commands_of, read_page
 from tests.go.engine import PROJECT
@@ -75,7 +76,7 @@ def test_overrides_in_the_prose_compose() -> None:
             try:
                 space, faults = parse_space(words, {}, loader, lambda *_: {})
                 point = next(probe_points(space))
-                compose(loader, [*space.fixed, *space.to_overrides(point)])
+                Composer(loader, space.fixed)(space.to_overrides(point))
             except Exception as error:
                 faults = [str(error)]
             problems += [f"{page.name}: {span}: {fault}" for fault in faults]

@@ -25,12 +25,12 @@ from mlflow.exceptions import MlflowException
 from benchmarks.crowd import count_metrics, log_at_once, make_runs
 from benchmarks.shared import SharedServer, shared_server
 from lzsweep.errors import UserError
+from lzsweep.files import write_secret
 from lzsweep.go.weights import read_weights
 from lzsweep.sweep.studies import find_study, open_study
 from lzsweep.tracking.delivery import deliver
 from lzsweep.tracking.journal import Journal, read_records
 from lzsweep.tracking.outbox import UNDELIVERABLE_NAME, is_delivered, run_id_of
-from lzsweep.tracking.postgres import write_secret
 from lzsweep.tracking.shared import allowed, existing_server, is_open, names_of, open_home
 from lzsweep.train.player import Player, planes_after
 from tests.server.conftest import STUDY

@@ -2,9 +2,10 @@ from __future__ import annotations
 
 import pytest
 from hydra.errors import HydraException
+from hydra.types import RunMode
 
-from lzsweep.config import compose, conf_dir, make_loader
-from lzsweep.sweep.composer import Composer
+from lzsweep.config import conf_dir, make_loader, resolve, take_choices
+from lzsweep.sweep.composer import Composed, Composer
 
 FIXED = ("trainer.max_epochs=3", "schedule=cosine", "+callbacks.mine={_target_: a.b}")
 
@@ -23,7 +24,11 @@ def test_a_trial_is_composed_as_hydra_composes_it() -> None:
     ]
 
     for overrides in trials:
-        assert composer(overrides) == compose(loader, [*FIXED, *overrides])
+        config = loader.load_configuration("config", [*FIXED, *overrides], RunMode.RUN)
+        choices, spaces = take_choices(config)
+        parts = composer.parts(overrides)
+        assert parts == Composed(resolve(config), spaces, choices)
+        assert composer(overrides) == parts.plain
 
 
 def test_what_hydra_refuses_is_refused() -> None:

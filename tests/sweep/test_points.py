@@ -35,7 +35,7 @@ def read(loader: Any, *entries: Any) -> tuple[list[dict[str, Value]], list[str]]
 
 def parse(loader: Any, arguments: Sequence[str] = SPACE) -> Space:
     space, problems = parse_space(
-        arguments, {}, loader, lambda overrides: config.compose_parts(loader, overrides).spaces
+        arguments, {}, loader, lambda overrides: Composer(loader).parts(overrides).spaces
     )
     assert problems == []
     return space

@@ -18,6 +18,7 @@ from optuna.distributions import (
 )
 
 from lzsweep import config
+from lzsweep.sweep.composer import Composer
 from lzsweep.sweep.space import Space, Value
 from lzsweep.sweep.syntax import first_value, parse_space, probe_points
 
@@ -280,7 +281,7 @@ def mine(tmp_path: Path) -> list[str]:
 
 
 def test_a_space_is_taken_out_of_what_is_composed(mine: list[str]) -> None:
-    parts = config.compose_parts(config.make_loader(mine), ["network=mine"])
+    parts = Composer(config.make_loader(mine)).parts(["network=mine"])
     assert parts.spaces == {
         "network": {"lr": "tag(log,interval(1e-3,1e-1))", "network.filters": "choice(16,32)"}
     }
@@ -291,6 +292,7 @@ def test_a_space_is_taken_out_of_what_is_composed(mine: list[str]) -> None:
 
 def test_points_of_real_configs_compose(mine: list[str]) -> None:
     loader = config.make_loader(mine)
+    composer = Composer(loader)
     space, problems = parse_space(
         [
             "network=mine,small", "trainer.overfit_batches=choice(0.5,1)", "+mine=[1,2],{a:'x y'}",
@@ -299,7 +301,7 @@ def test_points_of_real_configs_compose(mine: list[str]) -> None:
         ],
         {},
         loader,
-        lambda overrides: config.compose_parts(loader, overrides).spaces,
+        lambda overrides: composer.parts(overrides).spaces,
     )  # fmt: skip
     assert problems == []
     expected: dict[str, Any] = {
@@ -312,7 +314,7 @@ def test_points_of_real_configs_compose(mine: list[str]) -> None:
 
     seen = []
     for point in probe_points(space):
-        plain = config.compose(loader, [*space.fixed, *space.to_overrides(point)])
+        plain = composer([*space.fixed, *space.to_overrides(point)])
         assert plain["trainer"]["overfit_batches"] == point["trainer.overfit_batches"]
         assert plain["mine"] == meant(point["mine"])
         assert plain["trainer"]["max_time"] == meant(point["trainer.max_time"])

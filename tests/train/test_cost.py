@@ -62,7 +62,7 @@ def test_costs_are_counted_and_seen_at_every_validation(
     dense = 2 * (2 * 361 * 362 + 361 * 256 + 256)
     flops = conv(18, 4, 3) + 2 * conv(4, 4, 3) + conv(4, 2, 1) + conv(4, 1, 1) + dense
     assert metrics["cost/flops"] == flops
-    assert metrics["cost/parameters"] == Network(1, 4).n_parameters()
+    assert metrics["cost/parameters"] == sum(p.numel() for p in Network(1, 4).parameters())
     assert 1 < metrics["cost/positions_per_s"] < 1e9
     assert len(watch.seen) == 3
     assert all(

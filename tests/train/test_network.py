@@ -19,7 +19,8 @@ def leela_zero_parameters(blocks: int, filters: int) -> int:
 
 @pytest.mark.parametrize(("blocks", "filters"), [(0, 1), (2, 16), (8, 32), (20, 128)])
 def test_has_exactly_the_parameters_of_the_weights_file(blocks: int, filters: int) -> None:
-    assert Network(blocks, filters).n_parameters() == leela_zero_parameters(blocks, filters)
+    parameters = Network(blocks, filters).parameters()
+    assert sum(p.numel() for p in parameters) == leela_zero_parameters(blocks, filters)
 
 
 def test_gives_a_logit_for_each_move_and_a_value_in_range() -> None:
