@@ -17,14 +17,30 @@ def this_host() -> str:
 
 
 def this_process() -> dict[str, Any]:
-    """What a claim says of its process: host, boot, pid, birth."""
-    boot = Path("/proc/sys/kernel/random/boot_id")
+    """What a claim says of its process: host, machine, boot, process table, pid, birth."""
     return {
         "host": this_host(),
-        "boot": boot.read_text().strip() if boot.exists() else "",
+        "machine": _read("/etc/machine-id"),
+        "boot": _read("/proc/sys/kernel/random/boot_id"),
+        "table": _table(),
         "pid": os.getpid(),
         "born": _birth(os.getpid()),
     }
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text().strip()
+    except OSError:
+        return ""
+
+
+def _table() -> str:
+    """Which process table this process is in: each container has one of its own."""
+    try:
+        return str(Path("/proc/self/ns/pid").readlink())
+    except OSError:
+        return ""
 
 
 def _birth(pid: int) -> str:
@@ -44,6 +60,16 @@ def _birth(pid: int) -> str:
         return ""
 
 
-def is_alive(claim: Mapping[str, Any]) -> bool:
-    """Whether the process of a claim made on this host, since its last boot, still runs."""
-    return bool(_birth(claim["pid"]) == claim["born"])
+def is_dead(claim: Mapping[str, Any]) -> bool:
+    """Whether the process of a claim is known to be gone; of another machine's nobody here knows.
+
+    Machines and containers may share a name, and containers a machine.
+    """
+    here = this_process()
+    if any(claim.get(key, here[key]) != here[key] for key in ("host", "machine")):
+        return False
+    if claim["boot"] != here["boot"]:
+        return True
+    if claim.get("table", here["table"]) != here["table"]:
+        return False
+    return bool(_birth(claim["pid"]) != claim["born"])

@@ -22,7 +22,7 @@ from optuna.storages._rdb import models
 from optuna.storages._rdb.storage import _create_scoped_session
 from optuna.trial import FrozenTrial, TrialState
 
-from lzsweep.sweep.process import is_alive, this_process
+from lzsweep.sweep.process import is_dead
 from lzsweep.sweep.record import Claim
 from lzsweep.sweep.space import Value
 
@@ -232,22 +232,22 @@ def open_rows(storage: RDBStorage, study_id: int) -> OpenRows:
         return frozenset((row, state.name) for row, state in connection.execute(query))
 
 
-def find_stale(storage: RDBStorage, running: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+def find_stale(
+    storage: RDBStorage, running: Sequence[FrozenTrial], *, by_silence: bool = True
+) -> list[FrozenTrial]:
     """Those of these running attempts whose worker is dead or silent for the grace time.
 
     A worker of this machine is looked up in its process table, which needs no waiting. One
     killed between its claim and its first heartbeat is judged by the start of the attempt.
+
+    Args:
+        storage: of the study.
+        running: attempts.
+        by_silence: whether silence counts; it does not if nobody could be heard.
     """
-    here = this_process()
-    silent = _silent(storage, running) if running else set()
-    stale = []
-    for row in running:
-        claim = row.user_attrs.get("claim", {})
-        is_here = claim.get("host") == here["host"]
-        is_gone = is_here and (claim["boot"] != here["boot"] or not is_alive(claim))
-        if is_gone or row._trial_id in silent:
-            stale.append(row)
-    return stale
+    silent = _silent(storage, running) if running and by_silence else set()
+    claims = ((row, row.user_attrs.get("claim")) for row in running)
+    return [row for row, claim in claims if row._trial_id in silent or (claim and is_dead(claim))]
 
 
 def _silent(storage: RDBStorage, running: Sequence[FrozenTrial]) -> set[int]:

@@ -8,6 +8,7 @@ made here shows one.
 from __future__ import annotations
 
 import logging
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -61,6 +62,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _logger = logging.getLogger(__name__)
+_of_threads: dict[str, threading.Lock] = {}  # by the name of the lock
 _compatible: set[str] = set()  # databases whose tables this process found to be Optuna's of now
 
 
@@ -197,7 +199,9 @@ def database_lock(engine: sqlalchemy.Engine, name: str) -> Iterator[None]:
             yield
         return
     key = sqlalchemy.func.hashtext(name)
-    with engine.connect() as connection:
+    # Of the threads of a process one asks the database: each that waits there has a connection,
+    # and whoever has the lock must still find one in the pool.
+    with _of_threads.setdefault(name, threading.Lock()), engine.connect() as connection:
         connection.execute(sqlalchemy.select(sqlalchemy.func.pg_advisory_lock(key)))
         try:
             yield

@@ -60,7 +60,7 @@ from lzsweep.sweep.rows import (
 )
 from lzsweep.sweep.space import Point, Space, Value, point_key
 from lzsweep.sweep.standing import each_trial_once, judge
-from lzsweep.sweep.storage import DATABASE_ERRORS, database_lock
+from lzsweep.sweep.storage import DATABASE_ERRORS, GRACE_S, database_lock
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 # Meant for those who rely on Optuna's own heartbeat thread; here the worker beats.
@@ -83,6 +83,8 @@ class Study:
         self._made: dict[int, tuple[FrozenTrial, Trial]] = {}
         self._made_points: dict[int, tuple[Trial, Point | None]] = {}
         self._lessons: Sequence[FrozenTrial] = ()
+        self._asked: float | None = None  # when it was last said who is stale
+        self._hears_from = 0.0  # on the monotonic clock: from when silence of others counts
         self.name: str = study.study_name
 
     @cached_property
@@ -476,6 +478,17 @@ class Study:
         """Note the run of a trial that ended before MLflow had heard of it."""
         add_to_end(self._storage, trial.row, run_id=run_id)
 
+    def take_up(self, trial: Trial, reason: str, *, max_retries: int) -> str | None:
+        """Hand the attempt of a worker that was lost over, if nobody has heard of it meanwhile.
+
+        Returns:
+            As `retry`; None where there was nothing to take up any more.
+        """
+        with self.lock():
+            if not find_stale(self._storage, [self._storage.get_trial(trial.row)]):
+                return None
+            return self._retry(trial, reason, max_retries=max_retries, free=False)
+
     def retry(self, trial: Trial, reason: str, *, max_retries: int, free: bool = False) -> str:
         """Hand an interrupted attempt over to whoever claims next.
 
@@ -489,23 +502,26 @@ class Study:
             Why the trial is failed now; empty where it goes on.
         """
         with self.lock():
-            row = self._storage.get_trial(trial.row)
-            if row.state != TrialState.RUNNING:
-                return ""  # somebody else took it up already
-            retries = trial.retries + (not free)
-            goes_on = retries <= max_retries
-            kind = "infrastructure" if goes_on else "error"
-            text = reason if goes_on else f"{reason}, {retries} times; see study.max_retries"
-            end = {"kind": kind, "reason": text}
-            try:
-                if goes_on:
-                    successor = next_attempt(row, trial, retries)
-                    hand_over(self._storage, self._study._study_id, trial.row, successor, end=end)
-                else:
-                    end_row(self._storage, trial.row, TrialState.FAIL, end=end)
-            except UpdateFinishedTrialError:
-                return ""  # its worker has told its end meanwhile
-            return "" if goes_on else text
+            return self._retry(trial, reason, max_retries=max_retries, free=free)
+
+    def _retry(self, trial: Trial, reason: str, *, max_retries: int, free: bool) -> str:
+        row = self._storage.get_trial(trial.row)
+        if row.state != TrialState.RUNNING:
+            return ""  # somebody else took it up already
+        retries = trial.retries + (not free)
+        goes_on = retries <= max_retries
+        kind = "infrastructure" if goes_on else "error"
+        text = reason if goes_on else f"{reason}, {retries} times; see study.max_retries"
+        end = {"kind": kind, "reason": text}
+        try:
+            if goes_on:
+                successor = next_attempt(row, trial, retries)
+                hand_over(self._storage, self._study._study_id, trial.row, successor, end=end)
+            else:
+                end_row(self._storage, trial.row, TrialState.FAIL, end=end)
+        except UpdateFinishedTrialError:
+            return ""  # its worker has told its end meanwhile
+        return "" if goes_on else text
 
     # Who is alive
 
@@ -519,6 +535,16 @@ class Study:
         return [row for row in rows if self._storage.get_trial(row).state.is_finished()]
 
     def stale(self) -> list[Trial]:
-        """Running trials whose worker is dead or silent for the grace time."""
+        """Running trials whose worker is dead or silent for the grace time.
+
+        Silence counts while it is asked for all the time: whoever comes back first after an outage
+        of the database, or from a suspension, finds all others silent.
+        """
+        now = time.time()
+        if self._asked is not None and not 0 <= now - self._asked < GRACE_S / 2:
+            self._hears_from = time.monotonic() + GRACE_S
         running = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-        return [trial_of(row) for row in find_stale(self._storage, running)]
+        hears = time.monotonic() >= self._hears_from
+        found = find_stale(self._storage, running, by_silence=hears)
+        self._asked = now
+        return [trial_of(row) for row in found]

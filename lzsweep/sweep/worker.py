@@ -467,7 +467,9 @@ class Worker:
 
     def _take_up(self, trial: Trial) -> None:
         reason = f"worker {trial.worker or 'unknown'} was lost"
-        failure = self._study.retry(trial, reason, max_retries=self._cfg.study.max_retries)
+        failure = self._study.take_up(trial, reason, max_retries=self._cfg.study.max_retries)
+        if failure is None:
+            return
         if not failure:
             _logger.warning("trial %d goes on: its %s", trial.number, reason)
         elif self._recorder:

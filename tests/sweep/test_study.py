@@ -7,15 +7,19 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import psutil
 import pytest
+import sqlalchemy
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.pruners import MedianPruner, NopPruner
 from optuna.samplers import RandomSampler
 from optuna.storages import RDBStorage
+from optuna.storages._rdb import models
 from optuna.trial import TrialState
 
 from lzsweep.sweep import storage
@@ -320,6 +324,65 @@ def test_a_claim_of_before_the_reboot_is_stale_at_once(url: str) -> None:
     claim = study._storage.get_trial(row).user_attrs["claim"]
     study._storage.set_trial_user_attr(row, "claim", {**claim, "boot": "before"})
     assert [t.number for t in study.stale()] == [0], "though a process of that number lives"
+
+
+@pytest.mark.parametrize(
+    "other", [{"machine": "m", "boot": "its own"}, {"table": "pid:[1]"}], ids=str
+)
+def test_of_a_namesakes_process_nobody_here_knows(url: str, other: dict[str, str]) -> None:
+    """Another machine that is called `localhost` too, or a container beside this one."""
+    study = make_study(url)
+    row = must_claim(study).row
+    claim = study._storage.get_trial(row).user_attrs["claim"]
+    study._storage.set_trial_user_attr(row, "claim", {**claim, **other, "pid": 2**22})
+    assert study.stale() == []
+    be_silent(study, row)
+    assert [t.number for t in study.stale()] == [0]
+
+
+def be_silent(study: Study, row: int) -> None:
+    """As if its worker had beaten for the last time long ago."""
+    beats = models.TrialHeartbeatModel
+    long_ago = datetime.now(UTC) - timedelta(seconds=2 * storage.GRACE_S)
+    with study._storage.engine.begin() as connection:
+        connection.execute(
+            sqlalchemy.update(beats).where(beats.trial_id == row).values(heartbeat=long_ago)
+        )
+
+
+def test_after_an_outage_the_others_have_time_to_be_heard(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = make_study(url)
+    row = must_claim(study).row
+    assert study.stale() == []
+    be_silent(study, row)
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 75)  # in which the database did not answer
+    assert study.stale() == []
+    study._hears_from -= storage.GRACE_S
+    assert [t.number for t in study.stale()] == [0]
+
+
+def test_who_is_heard_of_again_keeps_the_trial(url: str) -> None:
+    """A worker whose sampler takes long looks lost, to one who then waits for the lock."""
+    study, other = make_study(url), make_study(url)
+    claim = must_claim(study)
+    be_silent(study, claim.row)
+    (seen,) = other.stale()
+    study.beat([claim.row])
+    assert other.take_up(seen, "lost", max_retries=3) is None
+    assert [(t.attempt, t.state) for t in study.trials()] == [(1, "running")]
+    be_silent(study, claim.row)
+    assert other.take_up(seen, "lost", max_retries=3) == ""
+    assert [(t.attempt, t.state) for t in study.trials()] == [(2, "waiting")]
+
+
+def test_more_slots_than_the_database_has_connections_for_claim_at_once(url: str) -> None:
+    study = make_study(url, n_trials=24)
+    with ThreadPoolExecutor(24) as slots:
+        claims = list(slots.map(study.claim, [f"w/{n}" for n in range(24)]))
+    assert sorted(c.trial.number for c in claims if c) == list(range(24))
 
 
 def test_a_claim_whose_answer_was_lost_is_found_again(url: str) -> None:

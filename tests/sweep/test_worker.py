@@ -22,7 +22,7 @@ from lzsweep.sweep.trial import End, Kind
 from lzsweep.sweep.walltime import Walltime
 from lzsweep.sweep.worker import Worker
 from lzsweep.tracking.journal import Journal
-from tests.sweep.test_study import make_study, must_claim
+from tests.sweep.test_study import be_silent, make_study, must_claim
 
 
 class Ends:
@@ -71,7 +71,7 @@ def test_what_is_written_of_a_dead_workers_trial_keeps_nobody_from_being_heard(
     for _ in range(2):
         study.retry(must_claim(study).trial, "node lost", max_retries=3)
     lost, alive = must_claim(study), must_claim(study)
-    monkeypatch.setattr(study, "stale", lambda: [lost.trial])
+    be_silent(study, lost.row)
     heard = threading.Event()
     beat = study.beat
 
@@ -92,7 +92,6 @@ def test_what_is_written_of_a_dead_workers_trial_keeps_nobody_from_being_heard(
     worker._lock, worker._fault = threading.Lock(), None
     worker._running, worker._undertakers = {alive.row: None}, []  # type: ignore[dict-item]
     worker._watch()
-    monkeypatch.setattr(study, "stale", list)
     assert written.wait(60)
     worker._watch()
     (undertaker,) = worker._undertakers
