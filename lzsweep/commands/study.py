@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
@@ -26,7 +27,7 @@ from lzsweep.errors import UserError
 from lzsweep.sweep.finish import STOPPED_BY_HAND, finish_study
 from lzsweep.sweep.output import last_lines
 from lzsweep.sweep.progress import show_progress
-from lzsweep.sweep.record import STATES
+from lzsweep.sweep.record import STATES, Trial
 from lzsweep.sweep.report import (
     count_states,
     describe,
@@ -38,6 +39,7 @@ from lzsweep.sweep.report import (
     trial_table,
     write_best,
 )
+from lzsweep.sweep.runs import close_runs_of_lost
 from lzsweep.sweep.seeds import log_of
 from lzsweep.sweep.slurm import cancel_pending, queue
 from lzsweep.sweep.storage import absolute_url, patiently
@@ -110,6 +112,8 @@ def status(
     console.print(f"{counts or 'no trial yet'}; {opened.n_trials} trials wanted")
     if reason := opened.stopped():
         console.print(f"stopped: {reason}", markup=False)
+    if lost := opened.stale():
+        console.print(f"{_of_lost(lost)}; go on: lzsweep resume {study}", markup=False)
     if spent := opened.spent(trials):
         word = "ended early" if opened.is_done(trials) else "no further trial begins"
         console.print(f"{word}: {spent}", markup=False)
@@ -157,6 +161,11 @@ def sync(
         raise typer.Exit(1)
 
 
+def _of_lost(trials: Sequence[Trial]) -> str:
+    numbers = ", ".join(str(t.number) for t in trials)
+    return f"trials {numbers} are called running, but their workers are gone: they are taken up"
+
+
 def _show_trial(study: Study, number: int, format: Format) -> None:
     trial = study.trial(number)
     (described,) = (t for t in describe(study)["trials"] if t["number"] == number)
@@ -192,13 +201,20 @@ def stop(study: Name, storage: Storage = STUDIES_FILE, uri: Tracking = MLFLOW_FI
         print(f"study {study} is complete; there is nothing to stop")
         return
     opened.stop(STOPPED_BY_HAND)
-    n_running = sum(t.state == "running" for t in opened.trials())
+    server, lost = opened.record.server(uri), opened.stale()
+    n_running = sum(t.state == "running" for t in opened.trials()) - len(lost)
+    is_left = not n_running
     if jobs := opened.jobs():
         cancel_pending(jobs)
         print(f"what waits of job {', '.join(jobs)} was cancelled; what runs ends by itself")
-        if not queue(jobs):  # so nobody is there who would close the run
-            finish_study(opened, opened.record.server(uri))
-    print(f"{n_running} running trials write their checkpoints and go back to {study};")
+        is_left = not queue(jobs)
+    if is_left:  # nobody is there who would close the runs
+        close_runs_of_lost(opened, lost, server)
+        finish_study(opened, server)
+    if lost:
+        print(f"{_of_lost(lost)} and go on from their checkpoints")
+    if n_running:
+        print(f"{n_running} running trials write their checkpoints and go back to {study};")
     print(f"go on with it: lzsweep resume {study}")
 
 
@@ -224,13 +240,21 @@ def resume(
         for word in record.command
         if not word.startswith("study.storage=") or (is_server and storage in word)
     ]
+    if not any(word.startswith("study.name=") for word in typed):
+        typed.append(f"study.name={quoted(study)}")
     # What it may spend was perhaps changed since.
-    command = [*typed, f"study.name={quoted(study)}", *opened.budget.overrides, *(overrides or [])]
+    command = _each_key_once([*typed, *opened.budget.overrides, *(overrides or [])])
     print("lzsweep -m", shlex.join(command), flush=True)
     # Not as a word, because an address may hold a password.
     os.environ["LZSWEEP_STORAGE"] = absolute_url(storage)
     os.chdir(record.cwd)
     raise typer.Exit(context.obj(["-m", *command]))
+
+
+def _each_key_once(words: Sequence[str]) -> list[str]:
+    """The words without those whose key is set again later, which is the one that counts."""
+    last = {word.partition("=")[0]: n for n, word in enumerate(words)}
+    return [word for n, word in enumerate(words) if last[word.partition("=")[0]] == n]
 
 
 def must_exist(storage: str) -> None:

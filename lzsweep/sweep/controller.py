@@ -30,7 +30,7 @@ from lzsweep.sweep.budget import Budget, parse_time
 from lzsweep.sweep.checks import check_sweep
 from lzsweep.sweep.composer import Composer
 from lzsweep.sweep.finish import finish_study
-from lzsweep.sweep.folder import freeze, frozen, take_folder
+from lzsweep.sweep.folder import check_frozen, freeze, frozen, name_problems, take_folder
 from lzsweep.sweep.lesson import find_lessons
 from lzsweep.sweep.page import PAGE_NAME, REPORT_NAME
 from lzsweep.sweep.plugin import is_basic
@@ -110,9 +110,8 @@ class Controller:
             )
             space, missing = settle_space(space, cfg)
             points, faults = read_points(list(cfg.study.enqueue), space, live)
-            configs = check_sweep(
-                cfg, space, live, is_basic=self._is_basic, problems=[*problems, *missing, *faults]
-            )
+            problems = [*name_problems(cfg.study.name), *problems, *missing, *faults]
+            configs = check_sweep(cfg, space, live, is_basic=self._is_basic, problems=problems)
             if cfg.worker.dry_run:
                 print("\n".join(self._workers(self._context, cfg).scripts(cfg.worker.count)))
                 return
@@ -121,10 +120,11 @@ class Controller:
         fault: BaseException | None = None
         if study.is_done():
             n_finished = sum(t.is_finished for t in study.trials())
-            why = study.spent() or "raise study.n_trials for more"
+            spent = study.spent()
+            why = f"{spent}; raise that, or lift it by =null," if spent else "raise study.n_trials"
             self._say(
                 f"study {study.name} is complete: {n_finished} of {study.n_trials} trials;"
-                f" {why}, or choose another study.name to start anew"
+                f" {why} for more, or choose another study.name to start anew"
             )
         else:
             fault = self._launch(study, space)
@@ -140,6 +140,8 @@ class Controller:
         name = cfg.study.name or f"{choice}-{fingerprint[:8]}"
         known = find_study(cfg.study.storage, name)
         folder = Path(known.record.folder) if known else self._folder(name)
+        if known:
+            check_frozen(known.record.conf)
         if self._is_slurm and cfg.worker.probe and (problems := probe(cfg, folder)):
             raise ConfigError(problems)
         live = sources(self._context.config_loader)
@@ -147,7 +149,7 @@ class Controller:
         until = self._learn(name, record, known)
 
         def prepare() -> None:
-            take_folder(folder)
+            take_folder(folder, live)
             freeze(live, folder)
 
         study, is_new = create_study(
@@ -155,7 +157,7 @@ class Controller:
             name,
             record,
             _budget(cfg.study, space),
-            given=_given(cfg.study),
+            given=_given(cfg.study, cfg.hydra.overrides.task),
             prepare=prepare,
         )
         _warn_of_other_code(study)
@@ -408,10 +410,12 @@ def _budget(study: DictConfig, space: Space) -> Budget:
     )
 
 
-def _given(study: DictConfig) -> list[str]:
-    """Fields of the budget that this command sets."""
+def _given(study: DictConfig, typed: Sequence[str]) -> list[str]:
+    """Fields of the budget that this command sets, or lifts by `=null`."""
     keys = ("n_trials", "max_time", "max_device_hours", "target", "patience")
-    return [key.replace("max_time", "max_time_s") for key in keys if study[key] is not None]
+    words = {word.partition("=")[0] for word in typed}
+    given = [key for key in keys if study[key] is not None or f"study.{key}" in words]
+    return [key.replace("max_time", "max_time_s") for key in given]
 
 
 def _config_dir(cfg: DictConfig) -> list[str]:

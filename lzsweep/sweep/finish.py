@@ -67,7 +67,10 @@ def finish_study(study: Study, uri: str) -> dict[str, str]:
     if not study.record.is_recorded:
         return links()
     with Journal(folder) as journal:
-        is_open = journal.status == "RUNNING"
+        # Another command that was left closes it while trials change hands.
+        is_open = journal.status == "RUNNING" or (
+            journal.status == "KILLED" and study.is_done() and not findings.stopped
+        )
         if is_open and has_report:
             journal.artifact(REPORT_NAME)
     if is_open:

@@ -8,17 +8,46 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lzsweep.errors import UserError
+from lzsweep.tracking.journal import JOURNAL_NAME
 
 FROZEN = "conf"
 _SKIPPED = {"multirun", "outputs", "mlruns", "mlartifacts", "node_modules", "__pycache__"}
 
 
-def take_folder(folder: Path) -> None:
+def name_problems(name: str | None) -> list[str]:
+    """What is wrong with the name of a study, which is a folder below `multirun`, too."""
+    if name is None or all(part not in ("", ".", "..") for part in name.split("/")):
+        return []
+    return [
+        "study.name must be a name, which may be one in a group as team/demo, but got"
+        f" {name!r}; set hydra.sweep.dir for a folder elsewhere"
+    ]
+
+
+def take_folder(folder: Path, sources: Sequence[str] = ()) -> None:
     """Make the folder of a new study and see that it is writable and nobody else's.
 
+    Args:
+        folder: the study's.
+        sources: where configs are found, which it may not replace by its copies.
+
     Raises:
-        UserError: it cannot be written, or holds the trials of another study.
+        UserError: it cannot be written, or somebody else's files are in it.
     """
+    trees = [Path(s.removeprefix("file://")) for s in sources if s.startswith("file://")]
+    for place in (Path.cwd(), *trees):
+        if place.resolve().is_relative_to(folder.resolve()):
+            raise UserError(
+                f"a new study needs a folder of its own, but {folder} holds {place}; choose"
+                " another study.name or hydra.sweep.dir"
+            )
+    for above in (folder, *folder.parents):
+        is_inside = above != folder and (above / FROZEN / "0").is_dir()
+        if is_inside or (above / JOURNAL_NAME).exists():
+            raise UserError(
+                f"a new study needs a folder of its own, but {above} is that of another study or"
+                " training; move it away or choose another study.name"
+            )
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / ".writable").touch()
@@ -28,6 +57,13 @@ def take_folder(folder: Path) -> None:
             f"the study's folder must be writable, but {folder} is not: {error.strerror};"
             " change to another folder or set hydra.sweep.dir"
         ) from error
+    # Of a command that died before there was a study it would be replaced.
+    copies = folder / FROZEN
+    if copies.exists() and not all(p.name.isdigit() for p in copies.iterdir()):
+        raise UserError(
+            f"a new study keeps its configs in {copies}, but somebody else's are there; move them"
+            " away or choose another study.name"
+        )
     # A new study would resume from whatever checkpoints lie there.
     if trials := sorted(p.name for p in folder.iterdir() if p.name.isdigit()):
         raise UserError(
@@ -55,6 +91,24 @@ def freeze(sources: Sequence[str], folder: Path) -> None:
         aside.rename(target)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def check_frozen(conf: Sequence[str]) -> None:
+    """See that the configs of a study that goes on are where they were frozen.
+
+    Args:
+        conf: what `frozen` gave.
+
+    Raises:
+        UserError: they are not there.
+    """
+    for folder in (Path(c.removeprefix("file://")) for c in conf if c.startswith("file://")):
+        if not folder.is_dir():
+            raise UserError(
+                f"a study goes on from the configs that were frozen when it began, but {folder} is"
+                " gone, or on another machine; bring the study's folder back, or choose another"
+                " study.name"
+            )
 
 
 def frozen(sources: Sequence[str], folder: Path) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from typing import Any
 from lzsweep.config import make_loader, objectives_of
 from lzsweep.errors import UserError
 from lzsweep.sweep.composer import Composer
+from lzsweep.sweep.folder import check_frozen
 from lzsweep.sweep.record import Record, Trial
 from lzsweep.sweep.report import show_params
 from lzsweep.sweep.seeds import seed_folder
@@ -72,13 +73,12 @@ def train_again(study: Study, number: int, seed: int | None = None) -> None:
 
 
 def _check_there(record: Record) -> None:
-    conf = [Path(c.removeprefix("file://")) for c in record.conf if c.startswith("file://")]
-    for folder in (Path(record.cwd), *conf):
-        if not folder.is_dir():
-            raise UserError(
-                "a trial is trained again from the configs that its study froze, where it began,"
-                f" but the folder {folder} is gone"
-            )
+    if not Path(record.cwd).is_dir():
+        raise UserError(
+            "a trial is trained again where its study began, but the folder"
+            f" {record.cwd} is gone; make it, or bring it back"
+        )
+    check_frozen(record.conf)
 
 
 def _compose(record: Record, trial: Trial, seed: int | None) -> dict[str, Any]:

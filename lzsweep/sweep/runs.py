@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -89,6 +89,22 @@ def settle_runs(study: Study, uri: str) -> None:
             )
         else:
             deliver_or_warn(folder, uri)
+
+
+def close_runs_of_lost(study: Study, lost: Sequence[Trial], uri: str) -> None:
+    """End the runs of trials whose workers are gone, where nobody is left to take them up.
+
+    Whoever resumes the study takes them up, and their runs with them.
+    """
+    for trial in lost:
+        folder = Path(study.record.folder) / str(trial.number)
+        reason = f"worker {trial.worker or 'unknown'} was lost"
+        for run in (*open_seeds(folder), folder):
+            if (run / JOURNAL_NAME).exists():
+                with Journal(run) as journal:
+                    journal.tags({"lzsweep.reason": reason})
+                    journal.end("KILLED")
+                deliver_or_warn(run, uri)
 
 
 def reveal_runs(study: Study, uri: str) -> None:

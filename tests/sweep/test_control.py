@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lzsweep.sweep.studies import open_study
-from lzsweep.tracking.runs import COMMIT_TAG
+from lzsweep.tracking.runs import COMMIT_TAG, close_parent
 from tests.sweep.conftest import FAULTY, Cli, check_study, find_runs
 from tests.sweep.fork import (
     StartFork,
@@ -35,6 +35,16 @@ def test_ctrl_c_twice_ends_at_once(cli: Cli, faulty: Path, fork: StartFork) -> N
     assert first.exit_code() == 1
     wait_for(lambda: not trials_in(faulty))
     assert [t.state for t in trials_of("x")] == ["running", "running"]
+    says = "trials 0, 1 are called running, but their workers are gone: they are taken up"
+    code, out, err = cli("status", "x")
+    assert code == 0, err
+    assert f"{says}; go on: lzsweep resume x" in out
+    code, out, err = cli("stop", "x")
+    assert code == 0, err
+    assert says in out
+    assert "running trials write" not in out
+    parents, runs = find_runs(faulty)
+    assert [r.info.status for r in (*parents, *runs)] == ["KILLED"] * 3
     let_go_on(faulty)
     code, _, err = cli(*COMMAND)
     assert code == 0, err
@@ -101,3 +111,16 @@ def test_code_that_the_study_did_not_begin_with_is_told_and_tagged(
     tags = {r.data.tags["lzsweep.trial"]: r.data.tags for r in runs}
     assert tags["1"]["lzsweep.code.study_began_with"] == f"commit {former}"
     assert "lzsweep.code.study_began_with" not in tags["0"]
+
+
+def test_a_command_that_was_left_between_two_trials_does_not_close_the_study_for_good(
+    cli: Cli, faulty: Path
+) -> None:
+    command = ("-m", *FAULTY, "lr=0.1", "study.name=x")
+    code, _, err = cli(*command)
+    assert code == 0, err
+    close_parent(faulty / "multirun/x", f"sqlite:///{faulty}/mlflow.db", "KILLED")
+    code, _, err = cli(*command)
+    assert code == 0, err
+    (parent,), _ = find_runs(faulty)
+    assert parent.info.status == "FINISHED"

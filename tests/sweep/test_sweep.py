@@ -227,10 +227,13 @@ def test_several_objectives_end_in_a_front(cli: Cli, work: Path) -> None:
     assert f"front of {len(status['best'])}" in listed
 
 
-def test_a_budget_once_given_stays(cli: Cli) -> None:
-    command = ("study.name=a", "network=tiny", "lr=interval(0.01,0.1)")
+def test_a_budget_once_given_stays_until_it_is_lifted(cli: Cli) -> None:
+    command = ("study.name=a", "network=tiny", "lr=interval(0.01,0.1)", "study.max_time=1")
     cli.sweep(*command, "study.n_trials=1")
-    assert "study a is complete: 1 of 1 trials" in cli.sweep(*command)
+    out = cli.sweep(*command[:-1], "study.n_trials=2")
+    assert "study a is complete: 1 of 2 trials; study.max_time of 1 s is over; raise that," in out
+    out = cli.sweep(*command[:-1], "study.max_time=null")
+    assert "a: 2 of 2 trials finished" in out
 
 
 def test_a_killed_trial_process_goes_on_from_its_checkpoint(cli: Cli, work: Path) -> None:
@@ -358,6 +361,7 @@ def test_a_study_is_stopped_from_anywhere_and_resumed(cli: Cli, work: Path) -> N
         check=False,
     )
     assert done.returncode == 0, done.stderr
+    assert done.stdout.count("study.name=") == 1, "each word once"
     assert "s: 2 of 2 trials finished" in done.stdout
     check_study(cli, work, "s", 2)
     code, out, err = cli("status", "s", "--trial", "0")
