@@ -7,6 +7,7 @@ chooses belongs to this choice.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -161,7 +162,7 @@ class _Reader:
             return
         try:
             distribution = _distribution(override)
-        except (ValueError, HydraException) as error:
+        except (ValueError, OverflowError, HydraException) as error:
             self.problems.append(f"{place}: {error}")
             return
         sweep = override.value()
@@ -252,10 +253,22 @@ def _distribution(override: Override) -> BaseDistribution:
         if not choices:
             raise ValueError("a choice needs at least one value; `glob` matched no option")
         return CategoricalDistribution(_encode_all(choices))
+    if override.is_range_sweep():
+        _check_range(override.value())
     if override.is_interval_sweep():
         _check_interval(override.value())
     distribution: BaseDistribution = create_optuna_distribution_from_override(override)
     return distribution
+
+
+def _check_range(numbers: Any) -> None:
+    assert isinstance(numbers, RangeSweep)
+    given = {"start": numbers.start, "stop": numbers.stop, "step": numbers.step}
+    if not all(math.isfinite(number or 0) for number in given.values()):
+        got = ", ".join(f"{name}={number}" for name, number in given.items())
+        raise ValueError(
+            f"a range must have finite ends and a finite step, but got {got}; set them"
+        )
 
 
 def _check_interval(interval: Any) -> None:
@@ -263,6 +276,11 @@ def _check_interval(interval: Any) -> None:
     low, high = interval.start, interval.end
     assert low is not None
     assert high is not None
+    if not math.isfinite(high - low):
+        raise ValueError(
+            f"an interval must have finite ends and a finite width, but got low={low},"
+            f" high={high}; set both ends"
+        )
     if low > high:
         raise ValueError(
             f"`low <= high` must hold for an interval, but got low={low}, high={high};"

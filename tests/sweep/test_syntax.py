@@ -187,6 +187,38 @@ def test_all_problems_are_told_at_once() -> None:
     assert len(problems) == 6
 
 
+@pytest.mark.parametrize(
+    "sweep",
+    [
+        "interval(0.1,inf)", "interval(0.1,nan)", "interval(nan,1)", "interval(-inf,1)",
+        "interval(inf,inf)", "interval(1,1e400)", "interval(-1e308,1e308)",
+        "float(interval(1,inf))", "tag(log,interval(0.1,inf))", "tag(log,interval(nan,1))",
+        "range(inf)", "range(0,nan)", "range(-inf,0)", "range(0,10,inf)", "float(range(0,inf))",
+        "tag(log,range(1,inf))", "shuffle(range(1,inf))",
+    ],
+)  # fmt: skip
+def test_a_sweep_without_an_end_is_refused_wherever_it_stands(sweep: str) -> None:
+    rule = "must have finite ends and a finite"
+    for problems, place in (
+        (read([f"lr={sweep}"])[1], ""),
+        (read([], {"lr": sweep})[1], ""),
+        (read(["network=mine"], {}, {"network=mine": {"lr": sweep}})[1], "the space of network: "),
+        (
+            read(["network=tiny,small"], {}, {"network=tiny": {"lr": sweep}})[1],
+            "the space of network=tiny: ",
+        ),
+    ):
+        (problem,) = problems
+        assert problem.startswith(f"{place}lr={sweep}: a")
+        assert rule in problem
+        assert "; set " in problem
+
+
+def test_a_number_that_no_computer_counts_to_is_told_as_well() -> None:
+    _, problems = read([f"lr=range(1{400 * '0'})"])
+    assert problems[0].endswith("int too large to convert to float")
+
+
 # What options own
 
 
