@@ -8,6 +8,7 @@ chooses belongs to this choice.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
 ReadSpaces = Callable[[Sequence[str]], Mapping[str, Mapping[str, Any]]]
 """Composes overrides; group -> key -> sweep text of the options that they choose."""
+READ_ONCE = ("study", "worker", "tracking", "objective", "hydra")
+"""Where the keys lie that are read once for the whole sweep, so that no trials differ in them."""
 
 
 def parse_space(
@@ -91,7 +94,8 @@ class _Reader:
         typed = {_key(override) for override in overrides}
         for key, value in study_space.items():
             parsed = self._parse(key, value, f"study.space.{key}")
-            overrides += [o for o in parsed if _key(o) not in typed]
+            new = [o for o in parsed if _key(o) not in typed]
+            overrides += [o for o in new if self._may_vary(o, f"study.space: {o.input_line}")]
         # As in Hydra the last word on a key holds, be it a value or a sweep; an addition and a
         # change do not replace each other, nor does an extension of a list anything.
         kept: list[Override] = []
@@ -160,6 +164,8 @@ class _Reader:
                 f"{place}: a deletion cannot be searched; write ~{_key(override)}"
             )
             return
+        if not self._may_vary(override, place):
+            return
         try:
             distribution = _distribution(override)
         except (ValueError, OverflowError, HydraException) as error:
@@ -177,6 +183,18 @@ class _Reader:
                 is_reversed=isinstance(sweep, RangeSweep) and float(sweep.step) < 0,
             )
         )
+
+    def _may_vary(self, override: Override, place: str) -> bool:
+        """Whether a trial reads the key at all; if not, that is a problem."""
+        where = override.package or override.key_or_group
+        root = re.split(r"[./]", where)[0]
+        if root in READ_ONCE:
+            self.problems.append(
+                f"{place}: what is searched must be read by each trial, but {root} is read once"
+                f" for the whole sweep; take {_key(override)} out of the search and set it on the"
+                " command line, in a sweep for each value"
+            )
+        return root not in READ_ONCE
 
     def _parse(self, key: str, value: Any, place: str) -> list[Override]:
         text = f"{key}={_text(value)}"

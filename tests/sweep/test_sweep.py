@@ -140,10 +140,11 @@ def test_a_sweep_that_cannot_be_is_refused_with_all_that_is_wrong(cli: Cli, work
     )
     code, _, err = cli(
         "-m", "network=mine,smal", "optimizer=sgd,bad", "study.enqueue=[{batch_size: 1}]",
-        "hydra/sweeper/sampler=grid", "study.warm_start=a",
+        "hydra/sweeper/sampler=grid", "study.warm_start=a", "study.seeds=1,2",
     )  # fmt: skip
     assert code == 2
     for part in (
+        "study.seeds=1,2: what is searched must be read by each trial, but study is read once",
         "network=smal: the options of network are",
         "network and optimizer both own lr",
         "study.enqueue[0]: a point may set what is searched, but batch_size=1",

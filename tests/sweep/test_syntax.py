@@ -219,6 +219,52 @@ def test_a_number_that_no_computer_counts_to_is_told_as_well() -> None:
     assert problems[0].endswith("int too large to convert to float")
 
 
+@pytest.mark.parametrize(
+    ("sweep", "root"),
+    [
+        ("study.n_trials=1,2", "study"),
+        ("study.seeds=range(1,3)", "study"),
+        ("++study.rung=interval(1,2)", "study"),
+        ("study={seeds:1},{seeds:2}", "study"),
+        ("worker.slots=1,2", "worker"),
+        ("tracking.system_metrics_s=1,10", "tracking"),
+        ("objective.metric=val/policy_loss,val/value_mse", "objective"),
+        ("hydra.sweeper.sampler.seed=1,2", "hydra"),
+        ("hydra/sweeper/sampler=tpe,random", "hydra"),
+        ("+network@worker.own=tiny,small", "worker"),
+    ],
+)
+def test_what_no_trial_reads_is_refused_wherever_it_is_searched(sweep: str, root: str) -> None:
+    key, _, text = sweep.partition("=")
+    for place, (space, problems) in {
+        sweep: read([sweep, "lr=1,2"]),
+        f"study.space: {sweep}": read(["lr=1,2"], {key: text}),
+        f"the space of network: {sweep}": read(
+            ["network=tiny", "lr=1,2"], {}, {"network=tiny": {key: text}}
+        ),
+        f"the space of network=tiny: {sweep}": read(
+            ["network=tiny,small", "lr=1,2"], {}, {"network=tiny": {key: text}}
+        ),
+    }.items():
+        if place.startswith("the space") and "@" in key:
+            continue  # a space holds no packages anyway
+        (problem,) = problems
+        assert problem == (
+            f"{place}: what is searched must be read by each trial, but {root} is read once for"
+            f" the whole sweep; take {key.lstrip('+')} out of the search and set it on the command"
+            " line, in a sweep for each value"
+        )
+        assert {p.key for p in space.parameters} <= {"network", "lr"}, "nor is it searched"
+
+
+def test_what_no_trial_reads_has_no_value_among_what_is_searched() -> None:
+    space, problems = read([], {"worker.count": 4, "studying": 1})
+    assert space.fixed == ("studying=1",)
+    assert problems[0].startswith("study.space: worker.count=4: what is searched must be read by")
+    space, problems = read(["study.n_trials=1,2", "study.n_trials=3"], {"study.n_trials": "4,5"})
+    assert (space.fixed, problems) == (("study.n_trials=3",), []), "the last word holds"
+
+
 # What options own
 
 
