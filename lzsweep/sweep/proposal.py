@@ -21,7 +21,7 @@ from optuna.trial import FrozenTrial, TrialState
 from lzsweep.sweep.space import Point, Space, Value, point_key, shown_params, tidy
 
 TRIES = 10
-"""How often the sampler is asked for a new point before chance is."""
+"""How often the sampler is asked for a new point before more is decided for it."""
 
 
 def propose(
@@ -37,7 +37,7 @@ def propose(
         study: with the sampler that decides.
         row: running; what it has (of a queued point, of a retry) stays.
         space: what is searched.
-        known: points that must not be trained again.
+        known: points that must not be trained again; some other is left to the row.
         lessons: trials of another study that the sampler sees beside those of its own.
 
     Returns:
@@ -65,17 +65,44 @@ def _new_point(
     view = _filter_study(study, row)  # Hyperband shows each bracket its own trials
     taught = _Taught(study, view, lessons) if lessons else view
     chance = RandomSampler(seed=row.number)  # so that a seeded sweep repeats
-    point: dict[str, Value] = {}
-    for sampler in [study.sampler] * TRIES + [chance] * TRIES:
-        point = _draw(sampler, taught, row, space, has)
-        if point_key(point) not in known:
-            return point
-    if (size := space.size()) is None:
+    dice = random.Random(row.number)
+
+    def draw(samplers: Sequence[BaseSampler], has: Mapping[str, Value]) -> dict[str, Value] | None:
+        points = (_draw(sampler, taught, row, space, has) for sampler in samplers)
+        return next((point for point in points if point_key(point) not in known), None)
+
+    if point := draw([study.sampler] * TRIES, has):
         return point
-    free = (p for p in space.grid() if has.items() <= p.items() and point_key(p) not in known)
-    n_skipped = random.Random(row.number).randrange(max(1, size - len(known)))
-    ahead = list(islice(free, n_skipped + 1))
-    return ahead[-1] if ahead else point
+    settled = _settle(space, has, known, dice)
+    again = [study.sampler] * TRIES if settled != has else []
+    if point := draw([*again, *[chance] * TRIES], settled):
+        return point
+    if not (n_left := space.n_left(settled, known)):
+        return _draw(chance, taught, row, space, settled)  # an interval of hardly any floats
+    free = (p for p in space.grid(settled) if point_key(p) not in known)
+    return list(islice(free, dice.randrange(n_left) + 1))[-1]
+
+
+def _settle(
+    space: Space, has: Mapping[str, Value], known: Collection[Point], dice: random.Random
+) -> dict[str, Value]:
+    """Choose options that have points left, as often as chance would meet a new point there.
+
+    Where some options own a continuous range and the others are used up, a sampler that knows of
+    no end might propose the latter for ever.
+    """
+    settled = dict(has)
+    for p in space.active(settled):
+        if p.key in space.owners and p.key not in settled:
+            options = p.values()
+            shares = [_share_left(space, {**settled, p.key: option}, known) for option in options]
+            settled[p.key] = dice.choices(options, shares)[0]
+    return settled
+
+
+def _share_left(space: Space, chosen: Mapping[str, Value], known: Collection[Point]) -> float:
+    size, n_left = space.size(chosen), space.n_left(chosen, known)
+    return 1.0 if size is None or n_left is None else n_left / size
 
 
 def _draw(

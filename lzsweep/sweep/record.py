@@ -10,6 +10,9 @@ first row. Kept in the row of an attempt, each written by the worker that owns i
     user attribute   `noted`   {what the pruner noted there: rung}
     user attribute   `claim`   {"host", "boot", "pid", "born", "worker", "share", "threads"}
     user attribute   `end`     {"kind", "reason", "metrics", "train_s", "run_id"}
+
+A queued point that left something open, but can only become one that is known, ends as a `repeat`:
+its row stays, and there is no trial of it.
 """
 
 from __future__ import annotations
@@ -34,6 +37,8 @@ STATES: tuple[State, ...] = ("complete", "pruned", "failed", "running", "waiting
 Ending = Literal["complete", "pruned", "infeasible", "error", "infrastructure"]
 RUNG = "rung "
 """Begins the name of the attribute that holds the objectives at a rung."""
+REPEAT = "repeat"
+"""Ends a row that is no trial."""
 
 
 @dataclass(frozen=True)
@@ -187,6 +192,11 @@ def trial_of(row: FrozenTrial) -> Trial:
             for seed, found in row.user_attrs.get("seeds", {}).items()
         ),
     )
+
+
+def is_repeat(row: FrozenTrial) -> bool:
+    """Whether the row is no trial, because it would have repeated one."""
+    return row.state == TrialState.FAIL and row.user_attrs.get("end", {}).get("kind") == REPEAT
 
 
 def device_hours(rows: Iterable[FrozenTrial]) -> float:

@@ -11,7 +11,7 @@ off; people see `lr`. A point holds the keys that people see.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
@@ -155,13 +155,23 @@ class Space:
         """Whether the point has a value for each parameter that exists there."""
         return all(p.key in point for p in self.active(point))
 
-    def grid(self) -> Iterator[dict[str, Value]]:
-        """Each point of a finite space once, the last parameter moving fastest."""
-        return _grid(self.parameters, {})
+    @property
+    def owners(self) -> set[str]:
+        """The groups with an option that owns parameters."""
+        return {p.owner[0] for p in self.parameters if p.owner}
 
-    def size(self) -> int | None:
-        """How many points there are; None if one parameter is a continuous range."""
-        return _size(self.parameters, {}, {p.owner[0] for p in self.parameters if p.owner})
+    def grid(self, chosen: Mapping[str, Value] | None = None) -> Iterator[dict[str, Value]]:
+        """Each point with these values once, if they are finite; the last moves fastest."""
+        return _grid(self.parameters, chosen or {})
+
+    def size(self, chosen: Mapping[str, Value] | None = None) -> int | None:
+        """How many points have these values; None if a continuous range is open there."""
+        return _size(self.parameters, chosen or {}, self.owners)
+
+    def n_left(self, chosen: Mapping[str, Value], known: Collection[Point]) -> int | None:
+        """How many points have these values and are not known; None if there is no end of them."""
+        size = self.size(chosen)
+        return None if size is None else size - sum(chosen.items() <= point for point in known)
 
     def to_overrides(self, point: Mapping[str, Value]) -> list[str]:
         """The overrides that set a point."""
@@ -197,7 +207,7 @@ def _grid(
         yield dict(point)
         return
     first, rest = parameters[0], parameters[1:]
-    if not first.is_active(point):
+    if first.key in point or not first.is_active(point):
         yield from _grid(rest, point)
         return
     for value in first.values():
@@ -210,7 +220,7 @@ def _size(
     """Count without listing: only groups that own parameters are followed choice by choice."""
     n = 1
     for i, p in enumerate(parameters):
-        if not p.is_active(point):
+        if p.key in point or not p.is_active(point):
             continue
         if p.key in owners:
             parts = [_size(parameters[i + 1 :], {**point, p.key: v}, owners) for v in p.values()]

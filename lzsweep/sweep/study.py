@@ -16,7 +16,7 @@ import json
 import time
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from datetime import datetime
 from functools import cached_property
@@ -35,6 +35,7 @@ from lzsweep.sweep.budget import Budget
 from lzsweep.sweep.process import this_process
 from lzsweep.sweep.proposal import propose
 from lzsweep.sweep.record import (
+    REPEAT,
     RUNG,
     Claim,
     Ending,
@@ -43,6 +44,7 @@ from lzsweep.sweep.record import (
     Trial,
     climb_of,
     device_hours,
+    is_repeat,
     next_attempt,
     trial_of,
 )
@@ -178,11 +180,12 @@ class Study:
             number, attempt = origin.get("number", row.number), origin.get("attempt", 1)
             if number not in latest or latest[number][0] < attempt:
                 latest[number] = attempt, row
-        return {number: latest[number][1] for number in sorted(latest)}
+        rows = {number: latest[number][1] for number in sorted(latest)}
+        return {number: row for number, row in rows.items() if not is_repeat(row)}
 
     def attempts(self) -> list[Trial]:
         """Each try at a trial, as of its own end, in the order in which they were made."""
-        return [trial_of(row) for row in self._study.get_trials(deepcopy=False)]
+        return [trial_of(row) for row in self.rows() if not is_repeat(row)]
 
     def is_done(self, trials: Sequence[Trial] | None = None) -> bool:
         """Whether the budget is spent and each trial that was begun has ended."""
@@ -286,7 +289,8 @@ class Study:
 
         Retries go first: they belong to trials that are counted already, and are trained whatever
         of the budget is spent by now. A new point is taken only while finished, running and
-        retried trials together stay below the budget, and only one that no trial has.
+        retried trials together stay below the budget, and only one that no trial has. What is
+        queued and can only become a point that some trial has is dropped.
 
         Args:
             worker: name of the slot that claims, for people.
@@ -295,7 +299,7 @@ class Study:
         """
         mark = {**this_process(), "worker": worker, "share": share, "threads": threads}
         with self.lock():
-            trials = self.trials()
+            trials = self._without_repeats(self.trials())
             if not self.may_claim(trials):
                 return None
             known = self._points(trials)
@@ -313,6 +317,20 @@ class Study:
             frozen.params = frozen.params | {name: value for name, (_, value) in new.items()}
             frozen.set_user_attr("claim", mark)
             return Claim(trial_of(frozen), frozen._trial_id)
+
+    def _without_repeats(self, trials: Sequence[Trial]) -> Sequence[Trial]:
+        """All but those that wait to become a point, but none is left to them; they end."""
+        open_ = [t for t in trials if t.state == "waiting" and self._point_of(t) is None]
+        if not open_:
+            return trials
+        known = self._points(trials)
+        repeats = {t.number: t for t in open_ if self.space.n_left(t.params, known) == 0}
+        for trial in repeats.values():
+            with suppress(UpdateFinishedTrialError):
+                if self._start(trial.row):  # the database expects an end to have a start
+                    end = {"kind": REPEAT, "reason": "some trial has each point left to it"}
+                    end_row(self._storage, trial.row, TrialState.FAIL, end=end)
+        return [t for t in trials if t.number not in repeats]
 
     def _create(self) -> FrozenTrial:
         # As Study.ask, which would look for a waiting trial once more, and read the row again.

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import random
+from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +14,7 @@ from optuna.pruners import HyperbandPruner, NopPruner
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.trial import TrialState
 
+from lzsweep.sweep.proposal import _settle
 from lzsweep.sweep.space import Parameter, Space, Value, point_key
 from lzsweep.sweep.study import Study
 from tests.sweep.test_study import make_study, must_claim
@@ -28,6 +32,22 @@ TREE = Space(
     )
 )
 LINE = Space((Parameter("x", FloatDistribution(0.0, 1.0), "interval(0,1)", is_interval=True),))
+A = ("network", "a")
+NETWORKS = CategoricalDistribution(["a", "b", "c", "d", "e", "f", "g", "h", "i", "big"])
+MIXED = Space(
+    (
+        Parameter("network", NETWORKS, "glob(*)"),
+        Parameter("k", IntDistribution(1, 2), "int(interval(1,2))", owner=A, is_interval=True),
+        Parameter(
+            "lr",
+            FloatDistribution(0.0, 1.0),
+            "interval(0,1)",
+            owner=("network", "big"),
+            is_interval=True,
+        ),
+    )
+)
+"""Nine networks with ten points, and one without an end."""
 
 
 class Stubborn(BaseSampler):
@@ -125,3 +145,92 @@ def test_queued_points_come_first_and_once(url: str, pruner: Any) -> None:
     assert not any(t.state == "waiting" for t in study.trials())
     assert len(train(study, TREE)) == 2
     assert len({point_key(t.params) for t in study.trials()}) == 4
+
+
+@pytest.mark.parametrize(
+    "sampler",
+    [RandomSampler(seed=1), TPESampler(seed=1, multivariate=True), Stubborn()],
+    ids=["random", "tpe", "stubborn"],
+)
+def test_an_option_that_is_used_up_is_proposed_no_more(
+    tmp_path: Path, sampler: BaseSampler
+) -> None:
+    study = make_study(f"sqlite:///{tmp_path}/study.db", n_trials=30, space=MIXED)
+    study.set_deciders(sampler, NopPruner())
+    points = train(study, MIXED)
+    assert len({point_key(point) for point in points}) == len(points) == 30
+    assert study.is_done()
+    assert all(MIXED.is_whole(point) for point in points)
+
+
+def test_the_sampler_decides_what_is_left_of_an_option(tmp_path: Path) -> None:
+    study = make_study(f"sqlite:///{tmp_path}/study.db", n_trials=15, space=MIXED)
+    with study.lock():
+        rest = [{"network": str(name)} for name in NETWORKS.choices if name not in ("a", "big")]
+        study.enqueue([{"network": "a", "k": 1}, {"network": "a", "k": 2}, *rest])
+    assert len(train(study, MIXED, n=10)) == 10
+    study.set_deciders(Stubborn(), NopPruner())  # it would take `a` for ever
+    assert train(study, MIXED, n=1) == [{"network": "big", "lr": 0.0}]
+
+
+def test_a_queued_point_takes_what_is_left_to_it(tmp_path: Path) -> None:
+    study = make_study(f"sqlite:///{tmp_path}/study.db", n_trials=30, space=MIXED)
+    study.set_deciders(Stubborn(), NopPruner())
+    with study.lock():
+        study.enqueue([{"network": "a", "k": 1}, {"network": "a"}])
+    assert train(study, MIXED, n=2) == [{"network": "a", "k": 1}, {"network": "a", "k": 2}]
+
+
+@pytest.mark.parametrize("is_early", [False, True], ids=["begun", "queued"])
+def test_a_queued_point_that_could_only_be_a_repeat_is_dropped(url: str, is_early: bool) -> None:
+    whole: list[dict[str, Value]] = [{"network": "a", "k": 1}, {"network": "a", "k": 2}]
+    left_open: list[dict[str, Value]] = [{"network": "a"}]
+    queue = left_open + whole if is_early else whole + left_open
+    study = make_study(url, n_trials=5, space=MIXED)
+    with study.lock():
+        study.enqueue(queue)
+    points = train(study, MIXED)
+    assert points[:2] == whole
+    assert len({point_key(point) for point in points}) == len(points) == 5, "it costs no trial"
+    dropped = 0 if is_early else 2
+    assert [t.number for t in study.trials()] == [n for n in range(6) if n != dropped]
+    assert [t.number for t in study.attempts()] == [n for n in range(6) if n != dropped]
+    assert study.is_done()
+    joined = make_study(url, n_trials=6, space=MIXED)
+    with joined.lock():
+        joined.enqueue(queue)
+    assert not any(t.state == "waiting" for t in joined.trials()), "nor does it come back"
+    assert len(train(joined, MIXED)) == 1
+
+
+def test_a_finite_space_ends_whatever_is_dropped(url: str) -> None:
+    study = make_study(url, n_trials=50, space=TREE)
+    killed = study._create()  # and its worker with it, before it had a point
+    others = [must_claim(study) for _ in range(8)]
+    with study.lock():
+        study.enqueue([{"network": "small"}])
+    assert study.claim("w") is None
+    assert [t.state for t in study.trials()] == ["running"] * 9
+    for claim in others:
+        study.tell(claim, "complete", [0.5])
+    assert not study.is_done(), "one may be trained yet"
+    assert not study.retry(study.trial(killed.number), "node lost", max_retries=3)
+    assert study.claim("w") is None, "all its points are trained"
+    assert [t.number for t in study.trials()] == list(range(1, 9))
+    assert study.is_done()
+    assert study.spent() == "every point of the space is trained"
+
+
+def test_an_option_is_chosen_as_often_as_chance_would_meet_a_new_point_there() -> None:
+    kind = Parameter("kind", CategoricalDistribution(["new", "half", "old", "free"]), "")
+    owned = [Parameter("k", IntDistribution(1, 2), "", owner=("kind", o)) for o in ("new", "half")]
+    x = Parameter("x", FloatDistribution(0.0, 1.0), "", owner=("kind", "free"), is_interval=True)
+    space = Space((kind, *owned, x))
+    known = [point_key({"kind": "half", "k": 1}), point_key({"kind": "old"})]
+    dice = random.Random(1)
+    chosen = Counter(str(_settle(space, {}, known, dice)["kind"]) for _ in range(5000))
+    assert chosen.keys() == {"new", "half", "free"}
+    assert [chosen[kind] / 5000 for kind in ("new", "half", "free")] == pytest.approx(
+        [0.4, 0.2, 0.4], abs=0.03
+    )
+    assert _settle(space, {"kind": "half"}, known, dice) == {"kind": "half"}, "what is given stays"

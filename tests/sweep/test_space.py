@@ -7,7 +7,7 @@ import json
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-from lzsweep.sweep.space import Parameter, Space, Value, shown_params
+from lzsweep.sweep.space import Parameter, Space, Value, point_key, shown_params
 
 NETWORK = Parameter("network", CategoricalDistribution(["small", "mine", "big"]), "small,mine,big")
 MINE = ("network", "mine")
@@ -38,6 +38,36 @@ def test_the_grid_of_a_tree_holds_each_combination_once() -> None:
     assert TREE.size() == len(points)
     assert all(TREE.is_whole(point) for point in points)
     assert not TREE.is_whole({"network": "mine", "seed": 1})
+
+
+@pytest.mark.parametrize(
+    ("chosen", "size"),
+    [
+        ({"network": "mine"}, 4),
+        ({"network": "mine", "lr": 0.2}, 2),
+        ({"seed": 1}, 4),
+        ({"network": "small", "seed": 1}, 1),
+    ],
+    ids=str,
+)
+def test_the_points_with_some_values_are_a_part_of_all(
+    chosen: dict[str, Value], size: int
+) -> None:
+    part = [point for point in TREE.grid() if chosen.items() <= point.items()]
+    assert list(TREE.grid(chosen)) == part
+    assert TREE.size(chosen) == TREE.n_left(chosen, []) == len(part) == size
+    known = {point_key(point) for point in TREE.grid()}
+    assert TREE.n_left(chosen, known) == 0
+    assert TREE.n_left(chosen, known - {point_key(part[0])}) == 1
+
+
+def test_only_where_a_continuous_range_is_open_there_is_no_end() -> None:
+    lr = Parameter("lr", FloatDistribution(0.0, 1.0), "", owner=MINE, is_interval=True)
+    space = Space((NETWORK, lr))
+    assert space.size() is None
+    assert space.n_left({"network": "mine"}, []) is None
+    assert space.n_left({"network": "mine", "lr": 0.5}, []) == 1
+    assert space.n_left({"network": "big"}, [point_key({"network": "big"})]) == 0
 
 
 def test_what_a_choice_owns_has_a_name_of_its_own_and_people_see_the_key() -> None:
