@@ -121,7 +121,9 @@ class Controller:
         if study.is_done():
             n_finished = sum(t.is_finished for t in study.trials())
             spent = study.spent()
-            why = f"{spent}; raise that, or lift it by =null," if spent else "raise study.n_trials"
+            why = (
+                f"{spent}; change that, or lift it by =null," if spent else "raise study.n_trials"
+            )
             self._say(
                 f"study {study.name} is complete: {n_finished} of {study.n_trials} trials;"
                 f" {why} for more, or choose another study.name to start anew"

@@ -229,11 +229,13 @@ def test_several_objectives_end_in_a_front(cli: Cli, work: Path) -> None:
 
 
 def test_a_budget_once_given_stays_until_it_is_lifted(cli: Cli) -> None:
-    command = ("study.name=a", "network=tiny", "lr=interval(0.01,0.1)", "study.max_time=1")
+    command = ("study.name=a", "network=tiny", "lr=interval(0.01,0.1)", "study.target=100")
     cli.sweep(*command, "study.n_trials=1")
     out = cli.sweep(*command[:-1], "study.n_trials=2")
-    assert "study a is complete: 1 of 2 trials; study.max_time of 1 s is over; raise that," in out
-    out = cli.sweep(*command[:-1], "study.max_time=null")
+    assert (
+        "study a is complete: 1 of 2 trials; study.target of 100 is reached; change that," in out
+    )
+    out = cli.sweep(*command[:-1], "study.target=null")
     assert "a: 2 of 2 trials finished" in out
 
 
