@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -32,8 +33,16 @@ _logger = logging.getLogger(__name__)
 
 
 def run_name(trial: Trial, seed: int | None = None) -> str:
-    """The run's name in MLflow: `#012 big lr=0.0034`, for one of its seeds `... seed=3`."""
-    parts = [str(v) if isinstance(v, str) else f"{k}={_short(v)}" for k, v in trial.params.items()]
+    """The run's name in MLflow: `#012 big lr=0.0034`, for one of its seeds `... seed=3`.
+
+    MLflow's pages cut names off, so of a key there is only its last part where that is clear.
+    """
+    n_ends = Counter(key.rpartition(".")[2] for key in trial.params)
+    names = {k: end if n_ends[end := k.rpartition(".")[2]] == 1 else k for k in trial.params}
+    parts = [
+        str(v) if isinstance(v, str) else f"{names[k]}={_short(v)}"
+        for k, v in trial.params.items()
+    ]
     return " ".join([f"#{trial.number:03d}", *parts, *([] if seed is None else [f"seed={seed}"])])
 
 

@@ -105,6 +105,11 @@ def absolute_url(url: str) -> str:
             f"study.storage must be the URL of a database, but got {shown_url(url)!r};"
             " write sqlite:///FILE or postgresql://USER@HOST/DATABASE"
         ) from error
+    if parsed.get_backend_name() not in ("sqlite", "postgresql", "postgres"):
+        raise UserError(
+            f"study.storage must be of SQLite or PostgreSQL, but got {shown_url(url)!r};"
+            " write sqlite:///FILE or postgresql://USER@HOST/DATABASE"
+        )
     if file := sqlite_file(url):
         parsed = parsed.set(database=str(file))
     elif parsed.get_backend_name() == "sqlite":
@@ -154,8 +159,10 @@ def open_storage(url: str) -> RDBStorage:
         kwargs: dict[str, Any] = (
             {"connect_args": {"timeout": 60}} if file else {"pool_pre_ping": True}
         )
-        # Optuna creates its tables without a lock, and two first workers would collide.
         once = sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool)  # keeps no connection
+        if file and file.exists() and url not in _compatible:
+            _check_optunas(once, file)
+        # Optuna creates its tables without a lock, and two first workers would collide.
         with warnings.catch_warnings(), database_lock(once, "lzsweep"):
             warnings.simplefilter("ignore", ExperimentalWarning)
             storage = RDBStorage(
@@ -168,13 +175,24 @@ def open_storage(url: str) -> RDBStorage:
     except (*DATABASE_ERRORS, ImportError, OSError, RuntimeError) as error:
         raise UserError(
             f"the study database must answer, but {shown_url(url)} says:"
-            f" {first_line(error)}; start it or set study.storage"
+            f" {first_line(error)}; {'' if file else 'start it or '}set study.storage"
         ) from error
     _compatible.add(url)
     if file:
         _begin_immediate(storage.engine)
     storage.engine.dispose()  # setting up took several connections, work takes one
     return storage
+
+
+def _check_optunas(engine: sqlalchemy.Engine, file: Path) -> None:
+    # Opened as a study's, each other database would get Optuna's tables.
+    tables = set(sqlalchemy.inspect(engine).get_table_names())
+    if tables and not tables & {"studies", "version_info"}:
+        whose = "MLflow" if "experiments" in tables else "another program"
+        raise UserError(
+            f"the study database must be one of studies, but {file} is that of {whose};"
+            " set study.storage, as sqlite:///lzsweep.db"
+        )
 
 
 def _begin_immediate(engine: sqlalchemy.Engine) -> None:

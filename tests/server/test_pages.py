@@ -63,7 +63,7 @@ def test_a_study_is_one_row_that_opens_to_its_trials(
     row.wait_for()  # the name is shown as text, its signs of HTML too
     assert page.get_by_text("#000").count() == 0, "the trials are folded away"
     page.locator("[class*=ag-row]").get_by_role("button").first.click()
-    page.get_by_text("#000 network.filters=4 lr=0.01").first.wait_for()
+    page.get_by_text("#000 filters=4 lr=0.01").first.wait_for()
     assert page.get_by_text("#003").count() >= 1
     page.screenshot(path=SCREENSHOTS / "experiment.png")
 

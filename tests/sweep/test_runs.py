@@ -13,14 +13,14 @@ from optuna.samplers import RandomSampler
 
 from lzsweep.config import BEST_CHECKPOINT
 from lzsweep.sweep.budget import Budget
-from lzsweep.sweep.runs import reveal_runs, settle_runs
+from lzsweep.sweep.runs import reveal_runs, run_name, settle_runs
 from lzsweep.sweep.studies import create_study, open_study
 from lzsweep.sweep.study import Study
 from lzsweep.tracking.client import connect
 from lzsweep.tracking.journal import JOURNAL_NAME, Journal
 from lzsweep.tracking.outbox import run_id_of
 from lzsweep.tracking.runs import begin_parent
-from tests.sweep.test_study import make_record
+from tests.sweep.test_study import make_record, make_study, must_claim
 from tests.tracking.conftest import empty_database, sqlite_uri  # noqa: F401
 
 
@@ -95,3 +95,13 @@ def test_runs_are_found_while_another_thread_delivers(
     assert None not in (*ids, run_id_of(folder))
     told = open_study(f"sqlite:///{tmp_path}/study.db", "s").trials()
     assert [(t.run_id, t.ending, t.reason) for t in told] == [(i, "error", "why") for i in ids]
+
+
+def test_a_run_is_named_by_what_was_chosen_and_as_shortly_as_is_clear(tmp_path: Path) -> None:
+    study = make_study(f"sqlite:///{tmp_path / 'study.db'}")
+    trial = must_claim(study).trial
+    short = replace(trial, number=12, params={"network": "big", "lr": 0.0034567, "loss.value": 2})
+    assert run_name(short) == "#012 big lr=0.00346 value=2"
+    assert run_name(short, seed=3) == "#012 big lr=0.00346 value=2 seed=3"
+    both = replace(trial, params={"loss.l2": 1e-4, "other.l2": 0.1})
+    assert run_name(both) == "#000 loss.l2=0.0001 other.l2=0.1"

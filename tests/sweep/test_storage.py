@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from lzsweep.errors import UserError
 from lzsweep.sweep.storage import open_storage, shown_url
 from lzsweep.sweep.studies import open_study
 from tests.sweep.test_study import make_study
+from tests.tracking.conftest import empty_database  # noqa: F401
 
 
 @pytest.mark.parametrize("url", ["postgresql"], indirect=True)
@@ -52,3 +55,25 @@ def test_a_database_in_no_folder_and_one_that_does_not_answer(tmp_path: Path) ->
         open_study("postgresql://me:secret@127.0.0.1:1/x", "s")
     with pytest.raises(UserError, match="must be the URL of a database, but got"):
         open_study("lzsweep.db", "s")
+
+
+def test_the_database_of_another_program_gets_no_tables_of_ours(
+    tmp_path: Path,
+    empty_database: Path,  # noqa: F811
+) -> None:
+    theirs = tmp_path / "theirs.db"
+    with closing(sqlite3.connect(theirs)) as database:
+        database.execute("CREATE TABLE games (id)")
+    for file, whose in ((theirs, "another program"), (empty_database, "MLflow")):
+        before = file.read_bytes()
+        with pytest.raises(UserError, match=f"{file} is that of {whose}; set study.storage"):
+            open_storage(f"sqlite:///{file}")
+        assert file.read_bytes() == before
+    (tmp_path / "notes.txt").write_text("no database at all, but a text of some length" * 40)
+    with pytest.raises(UserError, match=r"file is not a database; set study\.storage"):
+        open_storage(f"sqlite:///{tmp_path / 'notes.txt'}")
+
+
+def test_a_database_of_a_kind_that_optuna_knows_and_we_do_not_is_refused() -> None:
+    with pytest.raises(UserError, match="must be of SQLite or PostgreSQL, but got 'mysql://h/x'"):
+        open_storage("mysql://h/x")
