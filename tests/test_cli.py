@@ -92,6 +92,34 @@ def test_a_mistake_is_one_line(cli: Cli, arguments: list[str], message: str) -> 
     assert message in refused(cli, *arguments)
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["trainer=gpu"],
+        ["trainer.accelerator=cuda"],
+        [*SWEEP, "trainer=gpu"],
+        [*SWEEP, "trainer=cpu,gpu", "hydra/launcher=local"],
+    ],
+)
+def test_a_gpu_that_is_not_here_is_told_before_anything_starts(
+    cli: Cli,  # noqa: F811
+    arguments: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("lzsweep.train.devices._count_gpus", lambda: 0)
+    err = refused(cli, *arguments)
+    assert "needs a GPU, but none is here; use trainer=auto or trainer=cpu" in err
+    assert not Path("mlflow.db").exists()
+
+
+def test_what_gpus_a_cluster_has_is_not_judged_from_here(
+    cli: Cli,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("lzsweep.train.devices._count_gpus", lambda: 0)
+    assert "GPU" not in refused(cli, *SWEEP, "hydra/launcher=slurm", "trainer=gpu")
+
+
 def test_all_problems_come_at_once(cli: Cli) -> None:  # noqa: F811
     err = refused(
         cli, *SWEEP, "objective.metric=val/x", "worker.count=3", "data=sgf", "data.path=nowhere"

@@ -30,6 +30,7 @@ from lzsweep.sweep.trial import Resource
 from lzsweep.tracking.client import resolve_uri, sqlite_file
 from lzsweep.tracking.recorder import has_recorder
 from lzsweep.tracking.runs import check_server
+from lzsweep.train.devices import check_gpus
 from lzsweep.train.run import prepare_data
 from lzsweep.train.source import check_init_from
 
@@ -299,6 +300,9 @@ def _device_problems(cfg: DictConfig, configs: Sequence[Mapping[str, Any]]) -> l
             f" {', '.join(bad)}; set trainer.strategy=auto or ddp"
         ]
     launcher = cfg.hydra.launcher
+    if str(launcher._target_).rpartition(".")[2] in LOCAL_LAUNCHERS:
+        for config in configs:
+            check_gpus(config["trainer"])
     if not is_slurm(str(launcher._target_)):
         find_slots(str(cfg.worker.slots), cfg.worker.slots_per_device, n_devices)
         return []

@@ -23,6 +23,7 @@ from lzsweep.sweep.space import Space
 from lzsweep.sweep.study import Study
 from lzsweep.tracking.outbox import run_id_of
 from lzsweep.tracking.runs import changed_code
+from lzsweep.train.devices import check_gpus
 from lzsweep.train.run import data_version, prepare_data, train_recorded
 
 
@@ -37,7 +38,7 @@ def train_again(study: Study, number: int, seed: int | None = None) -> None:
         seed: one of its seeds; the first by default.
 
     Raises:
-        UserError: there is no such trial or seed, or what it was made of is gone.
+        UserError: there is no such trial or seed, or what it was made of, or its GPU, is not here.
     """
     record = study.record
     trial = study.trial(number)
@@ -55,6 +56,7 @@ def train_again(study: Study, number: int, seed: int | None = None) -> None:
             config = _compose(record, trial, seed)
         # The configuration takes the environment at its word.
         config["tracking"]["uri"] = record.server(config["tracking"]["uri"])
+        check_gpus(config["trainer"])
         if news := prepare_data(config["data"]):
             print(news)
         for warning in _differences(record, config):

@@ -1,7 +1,4 @@
-"""Slots: the places of a worker where one trial runs at a time.
-
-Devices are counted without torch, which would take its share of every GPU it counts.
-"""
+"""Slots: the places of a worker where one trial runs at a time."""
 
 from __future__ import annotations
 
@@ -11,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lzsweep.errors import UserError
+from lzsweep.train.devices import visible_gpus
 
 
 @dataclass(frozen=True)
@@ -41,7 +39,7 @@ def find_slots(slots: str, slots_per_device: int, devices_per_trial: int = 1) ->
     Raises:
         UserError: a number that is none, or below 1, or more devices than there are.
     """
-    devices = _visible_devices()
+    devices = visible_gpus()
     if 0 < len(devices) < devices_per_trial:
         raise UserError(
             "trainer.devices must not exceed the GPUs of a worker, but got"
@@ -90,16 +88,3 @@ def devices_per_trial(trainer: Mapping[str, Any]) -> int:
             f" but got {devices}; set trainer.devices=1 or more"
         )
     return int(text)
-
-
-def _visible_devices() -> list[str]:
-    mask = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if mask is not None:
-        return [device for device in mask.split(",") if device and device != "-1"]
-    import pynvml
-
-    try:
-        pynvml.nvmlInit()
-        return [str(n) for n in range(pynvml.nvmlDeviceGetCount())]
-    except pynvml.NVMLError:  # no driver, so no GPU
-        return []

@@ -33,6 +33,7 @@ from lzsweep.tracking.outbox import run_id_of
 from lzsweep.tracking.recorder import CONFIG_NAME, Recorder, has_recorder
 from lzsweep.tracking.runs import check_server
 from lzsweep.train.build import ensure_store, find_store
+from lzsweep.train.devices import check_gpus
 from lzsweep.train.source import check_init_from
 from lzsweep.train.store import Store
 
@@ -46,7 +47,8 @@ def run(cfg: DictConfig) -> float | list[float]:
         The objective, or a list of them in the order of the config.
 
     Raises:
-        UserError: the data is missing, MLflow does not answer, or an objective was never logged.
+        UserError: the data or a GPU is missing, MLflow does not answer, or an objective was never
+            logged.
     """
     hydra = HydraConfig.get()
     take_spaces(cfg, hydra.runtime.choices)  # only a sweep searches
@@ -56,6 +58,7 @@ def run(cfg: DictConfig) -> float | list[float]:
     folder = Path(hydra.runtime.output_dir)
     if problems := target_problems(plain):
         raise ConfigError(problems)
+    check_gpus(plain["trainer"])
     check_init_from(plain["network"])
     _check_folder(folder, plain)
     if news := prepare_data(plain["data"]):
