@@ -17,8 +17,9 @@ from lzsweep.sweep.space import Space
 from lzsweep.train.export import read_checkpoint
 from lzsweep.train.network import Network
 from tests.go.network import random_weights
-from tests.sweep.conftest import QUICK, Cli, cli  # noqa: F401
+from tests.sweep.conftest import FAULTY, QUICK, Cli, cli, faulty  # noqa: F401
 from tests.sweep.test_study import make_study
+from tests.tracking.conftest import empty_database  # noqa: F401
 from tests.train.test_export import checkpoint_of
 
 
@@ -193,6 +194,32 @@ def test_a_pruned_trial_leaves_its_best_network_too(cli: Cli, work: Path) -> Non
         assert trial["state"] == "pruned"
         artifacts = {artifact.path for artifact in client.list_artifacts(trial["run_id"])}
         assert artifacts == {"config.yaml", "weights.txt.gz"}
+
+    code, out, err = cli("promote", "p", "--trial", "0")
+    assert code == 0, err
+    assert out.startswith("note: trial 0 was pruned; none completed\n")
+    version = client.get_model_version_by_alias("p", "champion")
+    assert version.tags["lzsweep.state"] == "pruned"
+    assert float(version.tags["val/loss_unweighted"]) > 0
+    assert "Trial 0 of the study `p`: val/loss_unweighted=" in version.description
+
+
+def test_what_has_no_network_is_told_so(
+    cli: Cli,  # noqa: F811
+    faulty: Path,  # noqa: F811
+) -> None:
+    code, _, err = cli("-m", *FAULTY, "study.name=bad", "module.at=1", "module.fault=none,error")
+    assert code == 0, err
+    (failed,) = (t for t in cli.status("bad")["trials"] if t["state"] == "failed")
+    number = str(failed["number"])
+    for _ in range(2):
+        for command in (["export", "bad", "-o", "x.txt"], ["promote", "bad"]):
+            err = refused(cli, *command, "--trial", number)
+            assert f"but trial {number} of bad failed ({failed['reason']}) and has none" in err
+            assert f"see `lzsweep status bad --trial {number}`" in err
+        shutil.rmtree(failed["folder"], ignore_errors=True)
+    err = refused(cli, "export", failed["run_id"], "-o", "x.txt")
+    assert "must have the artifact checkpoints/best.ckpt, but has none" in err
 
 
 @pytest.mark.slow

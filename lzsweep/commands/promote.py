@@ -14,7 +14,7 @@ from lzsweep.commands.study import Name, must_exist
 from lzsweep.errors import UserError
 from lzsweep.imports import import_lightning
 from lzsweep.sweep.report import show_params
-from lzsweep.sweep.source import choose_trial, trial_source
+from lzsweep.sweep.source import choose_trial, say_state, trial_source
 from lzsweep.sweep.studies import open_study
 from lzsweep.sweep.study import Study
 from lzsweep.tracking.outbox import run_id_of
@@ -58,9 +58,24 @@ def promote(
         print(f"trial {chosen.number} is {address} already, version {champion[0]}")
         return
     version = _register(opened, replace(chosen, run_id=run_id), known, where)
+    if note := _note(opened, chosen):
+        print(f"note: {note}")
     print(f"trial {chosen.number} is {address} now, version {version}")
     print(f"export it: lzsweep export {address} -o net.txt.gz")
     print(f'load it:   mlflow.pyfunc.load_model("{address}")')
+
+
+def _note(study: Study, trial: Trial) -> str:
+    """What whoever crowns a trial may not know of it, if it is none of the best."""
+    best = [one.number for one in study.best()]
+    if trial.number in best:
+        return ""
+    state = "is not the best" if trial.state == "complete" else say_state(trial)
+    numbers = ", ".join(f"#{number}" for number in best)
+    others = (
+        f"the best {'is' if len(best) == 1 else 'are'} {numbers}" if best else "none completed"
+    )
+    return f"trial {trial.number} {state}; {others}"
 
 
 def _register(study: Study, trial: Trial, name: str, uri: str) -> str:
@@ -76,19 +91,21 @@ def _register(study: Study, trial: Trial, name: str, uri: str) -> str:
         tags = {
             "lzsweep.study": study.name,
             "lzsweep.trial": str(trial.number),
+            "lzsweep.state": trial.state,
             **dict(_results(study, trial)),
         }
         return register(uri, name, str(trial.run_id), folder, tags, _describe(study, trial))
 
 
 def _results(study: Study, trial: Trial) -> list[tuple[str, Any]]:
-    values = trial.values or ()
+    # One that did not complete got as far as the end of its curve.
+    values = trial.values or tuple(trial.curve.values())[-1:]
     return [(m, f"{v:.6g}") for m, v in zip(study.record.metrics, values, strict=False)]
 
 
 def _describe(study: Study, trial: Trial) -> str:
     results = " ".join(f"{metric}={value}" for metric, value in _results(study, trial))
     return (
-        f"Trial {trial.number} of the study `{study.name}`: {results}\n\n"
+        f"Trial {trial.number} of the study `{study.name}`: {results or say_state(trial)}\n\n"
         f"`{show_params(trial.params)}`"
     )

@@ -32,6 +32,10 @@ _MODEL = "models:/"
 _SUFFIXES = (".ckpt", ".txt", ".gz")
 
 
+class _NoNetwork(UserError):
+    """A run is there, but no network in it."""
+
+
 @contextmanager
 def locate(what: str, storage: str, uri: str, *, trial: int | None = None) -> Iterator[Path]:
     """Find the network that is meant; one that is downloaded lives as long as the block.
@@ -162,15 +166,32 @@ def trial_source(study: Study, trial: Trial, uri: str, scratch: Path) -> Path:
 
     Raises:
         DataError: it is not here, and there is no run that has it.
-        UserError: the run cannot be had.
+        UserError: the trial has no network, or the run cannot be had.
     """
     try:
-        return find_source(Path(study.record.folder) / str(trial.number))
-    except DataError:
-        # Trained on another machine, or cleared away; MLflow keeps the best.
-        if trial.run_id is None:
+        try:
+            return find_source(Path(study.record.folder) / str(trial.number))
+        except DataError:
+            # Trained on another machine, or cleared away; MLflow keeps the best.
+            if trial.run_id is None:
+                raise
+        return _download(trial.run_id, study.record.server(uri), scratch)
+    except (DataError, _NoNetwork) as error:
+        if trial.state == "complete":
             raise
-    return _download(trial.run_id, study.record.server(uri), scratch)
+        raise UserError(
+            f"a trial must have a network to be taken along, but trial {trial.number} of"
+            f" {study.name} {say_state(trial)} and has none; see `lzsweep status {study.name}"
+            f" --trial {trial.number}`"
+        ) from error
+
+
+def say_state(trial: Trial) -> str:
+    """How it stands with a trial, after its name: `failed (ValueError: no)`, `was pruned`."""
+    why = "".join(f" ({line})" for line in trial.reason.splitlines()[:1])
+    if trial.state == "failed":
+        return f"failed{why}"
+    return f"{'is' if trial.state in ('running', 'waiting') else 'was'} {trial.state}"
 
 
 def choose_trial(study: Study, number: int | None) -> Trial:
@@ -203,15 +224,21 @@ def _download(run_id: str, uri: str, scratch: Path) -> Path:
     from lzsweep.tracking.runs import check_server
 
     check_server(uri)
+    where = f"run {run_id} at {redact(uri)}"
     try:
         client = connect(uri)
         client.get_run(run_id)
-        return Path(client.download_artifacts(run_id, BEST_CHECKPOINT, str(scratch)))
+        listed = client.list_artifacts(run_id, str(Path(BEST_CHECKPOINT).parent))
+        if any(file.path == BEST_CHECKPOINT for file in listed):
+            return Path(client.download_artifacts(run_id, BEST_CHECKPOINT, str(scratch)))
     except Exception as error:  # MLflow raises what its many stores raise
         why = classify(error)
         if isinstance(why, Gone):
-            raise UserError(f"there is no run {run_id} at {redact(uri)}") from error
+            raise UserError(f"there is no {where}") from error
         raise UserError(
-            f"run {run_id} at {redact(uri)} must have the artifact {BEST_CHECKPOINT}, but it"
-            f" cannot be had: {reason(error)}"
+            f"{where} must have the artifact {BEST_CHECKPOINT}, but it cannot be had:"
+            f" {reason(error)}"
         ) from error
+    raise _NoNetwork(
+        f"{where} must have the artifact {BEST_CHECKPOINT}, but has none; name one that completed"
+    )

@@ -58,6 +58,20 @@ def test_the_champion_plays_and_answers_as_the_engine_does(
     assert winrate == pytest.approx((1 + answer["value"][0]) / 2, abs=1e-5)
 
 
+def test_a_worse_trial_is_crowned_with_a_note(here: Cli, swept: Path) -> None:
+    status = here.status(STUDY)
+    best = status["best"]["number"]
+    (worse,) = (t for t in status["trials"] if t["state"] == "complete" and t["number"] != best)
+    number = worse["number"]
+    code, out, err = here("promote", STUDY, "--name", "worse", "--trial", str(number))
+    assert code == 0, err
+    assert out.startswith(f"note: trial {number} is not the best; the best is #{best}\n")
+    uri = f"sqlite:///{swept / 'mlflow.db'}"
+    tags = MlflowClient(uri, uri).get_model_version_by_alias("worse", "champion").tags
+    assert tags["lzsweep.state"] == "complete"
+    assert float(tags["val/loss_unweighted"]) == pytest.approx(worse["values"][0], rel=1e-4)
+
+
 def test_what_cannot_be_promoted_is_told(here: Cli) -> None:
     code, _, err = here("promote", STUDY, "--trial", "99")
     assert code == 2
