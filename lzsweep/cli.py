@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments == ["--version"]:
             print(f"lzsweep {metadata.version('lzsweep')}")
             return 0
-        if arguments and arguments[0] in NAMES:
+        if _is_command(arguments):
             return run_command(arguments, _run_hydra)
         return _run_hydra(arguments)
     except LzsweepError as error:
@@ -58,8 +58,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not _is_about_our_folders(error, arguments):
             raise  # a user's module, or ours: the traceback says which
         return _fail(
-            f"the folder must be writable, but {error.filename}: {error.strerror};"
-            " change to another folder or set hydra.run.dir",
+            f"the folder must be writable, but {Path(error.filename).absolute()}:"
+            f" {error.strerror}; change to another folder"
+            f"{'' if _is_command(arguments) else ' or set hydra.run.dir'}",
             UserError.exit_code,
         )
     except OSError as error:
@@ -114,6 +115,10 @@ def task(cfg: DictConfig) -> object:
             raise
         _failed.append(error)  # Hydra would print the overrides and half a traceback first
         return None
+
+
+def _is_command(arguments: Sequence[str]) -> bool:
+    return bool(arguments) and arguments[0] in NAMES
 
 
 def _run_hydra(arguments: list[str]) -> int:
@@ -177,9 +182,8 @@ def _is_about_our_folders(error: OSError, arguments: Sequence[str]) -> bool:
     """
     if not isinstance(error.filename, str):
         return False
-    is_command = bool(arguments) and arguments[0] in NAMES
     is_here = Path(error.filename).absolute().is_relative_to(Path.cwd())
-    return is_command or is_here or _raiser(error).startswith("hydra.")
+    return _is_command(arguments) or is_here or _raiser(error).startswith("hydra.")
 
 
 def _fail(text: str, code: int) -> int:

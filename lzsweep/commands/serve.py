@@ -42,6 +42,7 @@ from lzsweep.tracking.shared import (
 from lzsweep.tracking.tls import PASSWORD, Tls
 
 HOME = Path("~/.local/share/lzsweep/server")
+PORT = 5000
 POSTGRES_PORT = 5433
 
 serve_app = typer.Typer(
@@ -86,7 +87,7 @@ def serve_command(
     host: Annotated[
         str, typer.Option(help="Address to listen at; 0.0.0.0 for all, with --shared.")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen at; 0 takes a free one.")] = 5000,
+    port: Annotated[int, typer.Option(help="Port to listen at; 0 takes a free one.")] = PORT,
     database: Annotated[
         str, typer.Option(help="MLflow's SQLite database, without --shared.")
     ] = MLFLOW_FILE,
@@ -159,11 +160,15 @@ def _serve_here(options: ServerOptions) -> None:
             " use --shared, or leave it out and reach it through ssh -L"
         )
     resolve_uri(options.database)
+    file = sqlite_file(options.database)
+    is_new = file is not None and not file.exists()
     with listen(options.host, options.port) as taken:
         here = _address(options.host, taken.getsockname()[1], options.tls)
         print(f"opening {options.database} ...", flush=True)
 
         def when_ready() -> None:
+            if is_new:
+                print(f"note: {file} is new and empty; what was trained elsewhere has its own")
             print(f"MLflow is ready at {here} (Ctrl-C stops it)")
             print(f"log to it: export MLFLOW_TRACKING_URI={here}", flush=True)
 
@@ -335,13 +340,27 @@ def _all_databases(shared: Shared, *, alone: bool = False) -> Iterator[dict[str,
 
 
 @serve_app.command(
-    epilog="Examples:  lzsweep serve health   |   lzsweep serve health http://lab:5000"
+    epilog="Examples:  lzsweep serve health   |   lzsweep serve health --port 5001   |  "
+    " lzsweep serve health http://lab:5000"
 )
 def health(
     uri: Annotated[
-        str, typer.Argument(envvar="MLFLOW_TRACKING_URI", help="The server's address.")
-    ] = "http://127.0.0.1:5000",
+        str | None,
+        typer.Argument(help="The server's address; else MLFLOW_TRACKING_URI, else --port."),
+    ] = None,
+    port: Annotated[
+        int | None, typer.Option(help=f"Port of a server on this machine; {PORT} by default.")
+    ] = None,
 ) -> None:
     """Ask a server whether it answers and lets us in; exit code 1 if not."""
-    check_server(uri)
-    print(f"{redact(uri)} answers")
+    if uri is not None and port is not None:
+        raise UserError(
+            f"a server is asked by its address or by its port here, but got {redact(uri)} and"
+            f" --port {port}; leave one out"
+        )
+    here = f"http://127.0.0.1:{PORT if port is None else port}"
+    if uri is None and port is None:
+        uri = os.environ.get("MLFLOW_TRACKING_URI")
+    asked = uri or here
+    check_server(asked)
+    print(f"{redact(asked)} answers")

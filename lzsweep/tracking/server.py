@@ -152,7 +152,14 @@ def _run(server: uvicorn.Server, taken: socket.socket) -> None:
 
 def _make_app(options: ServerOptions) -> Any:
     """Import MLflow's application, which reads its settings as it is imported."""
-    options.artifacts.mkdir(parents=True, exist_ok=True)
+    try:
+        options.artifacts.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            "the folder of uploaded files must be one that can be written, but"
+            f" {options.artifacts.absolute()}: {error.strerror}; change to another folder, or set"
+            " --artifacts"
+        ) from error
     values = {
         "database": options.database,
         "registry": options.database,
@@ -210,6 +217,11 @@ def check_database(url: str) -> None:
     if file is None or not file.exists():
         if file is not None and not file.parent.is_dir():
             raise UserError(f"the folder of the database must exist, but {file.parent} does not")
+        if file is not None and not os.access(file.parent, os.W_OK):
+            raise UserError(
+                "a new database needs a folder that can be written, but"
+                f" {file.parent} cannot; change to another folder, or set --database"
+            )
         return
     try:
         with closing(sqlite3.connect(f"{file.as_uri()}?mode=rw", uri=True, timeout=5)) as db:

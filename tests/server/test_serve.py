@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sqlite3
 from pathlib import Path
@@ -27,6 +28,28 @@ def test_mlflow_reads_the_variables_that_we_set() -> None:
         "artifacts": constants.ARTIFACTS_DESTINATION_ENV_VAR,
         "proxy": constants.SERVE_ARTIFACTS_ENV_VAR,
     }
+
+
+def test_a_server_is_asked_by_its_port(
+    server: Served, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port = server.uri.rpartition(":")[2]
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
+    code, out, err = cli("serve", "health", "--port", port)
+    assert (code, out) == (0, f"{server.uri} answers\n"), err
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
+    assert cli("serve", "health")[:2] == (0, f"{server.uri} answers\n")
+    code, _, err = cli("serve", "health", server.uri, "--port", port)
+    assert code == 2
+    assert f"but got {server.uri} and --port {port}; leave one out" in err
+
+
+def test_a_new_database_is_told(tmp_path: Path) -> None:
+    log = tmp_path / "log.txt"
+    served = start_server("--database", "sqlite:///typo.db", folder=tmp_path, log=log)
+    served.process.kill()
+    served.process.wait()
+    assert f"note: {tmp_path / 'typo.db'} is new and empty" in log.read_text()
 
 
 def test_what_a_sweep_wrote_is_served(server: Served, cli: Cli) -> None:
@@ -91,6 +114,22 @@ def test_mistakes_are_one_line(server: Served, cli: Cli, work: Path) -> None:
     code, _, err = cli("serve", "--port", "0", "--database", "sqlite:///no.db")
     assert code == 2
     assert "must be a SQLite file" in err
+
+
+def test_a_folder_that_cannot_be_written_is_told(
+    cli: Cli, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("file").touch()
+    code, _, err = cli("serve", "--port", "0", "--artifacts", "file/up")
+    assert code == 2
+    assert f"must be one that can be written, but {work}/file/up: Not a directory" in err
+    assert "or set --artifacts" in err
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # to root all is allowed
+    code, _, err = cli("serve", "--port", "0")
+    assert code == 2
+    assert f"needs a folder that can be written, but {work} cannot" in err
+    assert "or set --database" in err
+    assert "hydra" not in err
 
 
 def test_a_database_of_another_version_is_refused(swept: Path, tmp_path: Path) -> None:
