@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
+from hydra._internal.utils import _locate  # as `get_object`, which also logs what it raises
 from hydra.errors import MissingConfigException
 from hydra.types import RunMode
-from hydra.utils import get_object
 from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue
 
@@ -55,10 +55,9 @@ def target_problems(config: Mapping[str, Any]) -> list[str]:
 
 def _signature_problems(key: str, target: str, node: Mapping[str, Any]) -> list[str]:
     try:
-        parameters = inspect.signature(get_object(target)).parameters
+        parameters = inspect.signature(_locate(target)).parameters
     except Exception as error:  # whatever a user's module raises when it is imported
-        lines = str(error.__cause__ or error).splitlines()
-        return [f"{key}: {target} must be importable, but {lines[-1] if lines else error!r}"]
+        return [f"{key}: {target} must be importable, but {_why_not(target, error)}"]
     kinds = {p.kind for p in parameters.values()}
     given = {str(name) for name in node} - {"_target_", "_partial_", "_recursive_", "_convert_"}
     problems = []
@@ -76,6 +75,22 @@ def _signature_problems(key: str, target: str, node: Mapping[str, Any]) -> list[
             and p.name not in given
         ]
     return problems
+
+
+def _why_not(target: str, error: Exception) -> str:
+    """Why a target cannot be imported, in one line, and what to do about it."""
+    why = error.__cause__ or error
+    module, _, name = target.rpartition(".")
+    top = target.split(".")[0]
+    if not isinstance(why, ModuleNotFoundError):
+        lines = str(why).splitlines()
+        shown = lines[-1] if lines else repr(why)
+        return f"{shown}; see where: python -c 'import {module or name}'"
+    if why.name == top:
+        return f"{why}; install it, or export PYTHONPATH=FOLDER, the folder that holds {top}"
+    if str(why.name).startswith(f"{top}."):
+        return f"there is no {why.name}; correct the name"
+    return f"{why}; install that, which {module} imports"
 
 
 def known_keys() -> list[str]:
