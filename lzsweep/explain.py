@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
+import re
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
 from hydra._internal.utils import _locate  # as `get_object`, which also logs what it raises
-from hydra.errors import MissingConfigException
+from hydra.errors import MissingConfigException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig
-from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue
+from omegaconf.errors import (
+    ConfigAttributeError,
+    ConfigKeyError,
+    MissingMandatoryValue,
+    ValidationError,
+)
 
 from lzsweep.config import PRECISIONS, Data, Network, Trainer, conf_dir, make_loader
 from lzsweep.errors import nearest
 
 _KNOWN_PACKAGES = ("lzsweep", "torch", "pytorch_lightning", "torchmetrics")
+_KINDS = {"Float": "a number", "Integer": "a whole number", "bool": "true or false"}
+_MANY = 12
+"""Keys that are told one by one, at most."""
 
 
 def target_problems(config: Mapping[str, Any]) -> list[str]:
@@ -120,12 +130,13 @@ def explain(error: Exception) -> str:
             f"{group}={option}: the options of {group} are {', '.join(options)};"
             f" {nearest(option, options)}"
         )
+    if isinstance(error, OverrideParseException):
+        return _unreadable(error)
     if isinstance(cause, ConfigAttributeError | ConfigKeyError) and cause.full_key:
-        key = f"{cause.full_key!s}"
-        return (
-            f"{key} is not a key of the configuration;"
-            f" {nearest(key, known_keys())}, or add it with +{key}=..."
-        )
+        return _unknown_key(cause)
+    if isinstance(cause, ValidationError) and (told := _wrong_type(cause)):
+        place = re.match(r"In '([^']+)'", str(error))
+        return told + (f" in {place[1]}" if place else "")
     text = str(error)
     if "Ambiguous value" in text:
         override = text.split("'")[1]
@@ -134,3 +145,81 @@ def explain(error: Exception) -> str:
     noise = ("full_key:", "object_type=", "reference_type=", "See https", "Config search path:")
     kept = [t for line in lines if (t := line.strip()) and not t.startswith((*noise, "provider="))]
     return ": ".join(dict.fromkeys(kept)) + "; see `lzsweep --help`"
+
+
+def _unknown_key(cause: ConfigAttributeError | ConfigKeyError) -> str:
+    key = str(cause.full_key)
+    parent, _, name = key.rpartition(".")
+    node = cause.parent_node
+    siblings = [str(k) for k in node] if isinstance(node, DictConfig) else []
+    siblings = [k for k in siblings if not k.startswith("_")]
+    if near := difflib.get_close_matches(name, siblings, n=1):
+        hint = f"did you mean {parent}{'.' * bool(parent)}{near[0]}?"
+    elif near := difflib.get_close_matches(name, elsewhere := _elsewhere(), n=1, cutoff=0.8):
+        hint = f"did you mean {elsewhere[near[0]]}?"
+    elif parent and 0 < len(siblings) <= _MANY:
+        hint = f"the keys of {parent} are {', '.join(siblings)}"
+    else:
+        hint = "see all: lzsweep --cfg job"
+    return f"{key} is not a key of the configuration; {hint}, or add it with +{key}=..."
+
+
+def _elsewhere() -> dict[str, str]:
+    """The last word of each key -> the first key that ends in it."""
+    return {key.rpartition(".")[2]: key for key in reversed(known_keys())}
+
+
+def _wrong_type(cause: ValidationError) -> str:
+    """What a value must be, where that can be said; else nothing."""
+    text = str(cause).splitlines()[0]
+    if "is not Optional" in text:
+        return f"{cause.full_key} must have a value, but got null"
+    found = re.fullmatch(
+        r"Value '(.*)' (?:of type '(\w+)' could not be converted to (Float|Integer)"
+        r"|is not a valid (bool) \(type (\w+)\))",
+        text,
+    )
+    if not found:
+        return ""
+    value, kind, wanted = found[1], found[2] or found[5], found[3] or found[4]
+    shown = repr(value) if kind == "str" else value
+    return f"{cause.full_key} must be {_KINDS[wanted]}, but got {shown}"
+
+
+def _unreadable(error: OverrideParseException) -> str:
+    """What keeps an override from being read, without the words of its grammar."""
+    text, said = error.override, error.message
+    if "=" not in text and not text.startswith("~"):
+        return f"an override must be key=value, but got {text!r}"
+    if fault := _unbalanced(text):
+        return f"{text} must be complete, but {fault}"
+    if found := re.search(r"while evaluating '.*?': (.*?)\n(?:Available: (.*?)\n)?", said):
+        known = f"; there are {found[2].replace(',', ', ')}" if found[2] else ""
+        return f"{text} must be a value or a sweep of them, but: {found[1]}{known}"
+    mark = re.search(r"\n( *)\^", said)
+    found = re.search(r"(?:extraneous|mismatched) input '(.*?)' expecting|at input '(.*)'", said)
+    if mark:
+        wrong = repr(text[len(mark[1]) - len("LexerNoViableAltException: ") :][:1])
+    else:
+        wrong = repr(found[1] or found[2]) if found else "a part of it"
+    where = "it ends too early" if wrong == "'<EOF>'" else f"{wrong} cannot stand there"
+    return f"{text} must be key=value, but {where}; a text with signs in it needs quotes"
+
+
+def _unbalanced(text: str) -> str:
+    """Which bracket or quote has no partner."""
+    partners = {"(": ")", "[": "]", "{": "}"}
+    todo: list[str] = []
+    quote = ""
+    for before, sign in zip(f" {text}", text, strict=False):
+        if quote:
+            quote = "" if sign == quote and before != "\\" else quote
+        elif sign in "'\"":
+            quote = sign
+        elif sign in partners:
+            todo.append(sign)
+        elif sign in partners.values() and (not todo or partners[todo.pop()] != sign):
+            return f"nothing opens its {sign}"
+    if quote:
+        return f"its {quote} is not closed"
+    return f"its {todo[-1]} is not closed; add {partners[todo[-1]]}" if todo else ""

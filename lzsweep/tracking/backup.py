@@ -7,10 +7,12 @@ its database, while that is used. Uploaded files are no part of it: they are cop
 
 from __future__ import annotations
 
+import lzma
 import os
 import sqlite3
 import tarfile
 import tempfile
+import zlib
 from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
@@ -135,8 +137,14 @@ def _unpack(source: Path, folder: Path, wanted: Mapping[str, str]) -> dict[str, 
                     name = wanted[member.name]
                     archive.makefile(member, folder / name)
                     found[name] = folder / name
-    except (OSError, tarfile.TarError) as error:
-        raise UserError(f"a backup must be readable, but {source}: {error}") from error
+    except OSError as error:
+        why = error.strerror or error
+        raise UserError(f"a backup must be readable, but {source}: {why}") from error
+    except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError) as error:
+        raise UserError(
+            f"a backup must be an archive of `lzsweep serve backup`, but {source} is none, or is"
+            " damaged; name another file"
+        ) from error
     if not found:
         raise UserError(
             f"a backup must hold {' or '.join(wanted)}, but {source} does not; that of a shared"
