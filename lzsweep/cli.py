@@ -9,9 +9,11 @@ from __future__ import annotations
 import errno
 import os
 import re
+import shutil
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 
@@ -114,6 +116,8 @@ def task(cfg: DictConfig) -> object:
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             raise
         _failed.append(error)  # Hydra would print the overrides and half a traceback first
+        if not isinstance(error, LzsweepError) or isinstance(error, UserError):
+            _clear_output()
         return None
 
 
@@ -135,6 +139,31 @@ def _run_hydra(arguments: list[str]) -> int:
     if _failed:
         raise _failed.pop()
     return 0
+
+
+def _clear_output() -> None:
+    """Take away the folder of a training that never began, if it holds nothing of it.
+
+    Only one that has its name from the time of this start: a folder that somebody named may have
+    been there before.
+    """
+    hydra = HydraConfig.get()
+    folder, root = Path(hydra.runtime.output_dir), Path(hydra.runtime.cwd) / "outputs"
+    is_named = any(word.startswith("hydra.run.dir=") for word in hydra.overrides.hydra)
+    if is_named or root not in folder.parents:
+        return
+    log = folder / "lzsweep.log"  # of conf/hydra/job_logging
+    own = folder / str(hydra.output_subdir)
+    inside = {*folder.iterdir()}
+    if not inside <= {own, log} or any(path.suffix != ".yaml" for path in own.glob("*")):
+        return
+    with suppress(OSError):  # another start may be making its own beside it
+        shutil.rmtree(own, ignore_errors=True)
+        log.unlink(missing_ok=True)
+        for empty in (folder, *folder.parents):
+            empty.rmdir()
+            if empty == root:
+                break
 
 
 def _refuse_unknown_word(arguments: Sequence[str]) -> None:

@@ -12,8 +12,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from hydra.core.hydra_config import HydraConfig
 
 from lzsweep.commands import NAMES
+from lzsweep.errors import UserError
 from tests.sweep.conftest import Cli, cli  # noqa: F401
 
 SWEEP = ("-m", "study.name=s", "network=tiny", "lr=0.1,0.2")
@@ -128,6 +130,7 @@ def test_a_gpu_that_is_not_here_is_told_before_anything_starts(
     err = refused(cli, *arguments)
     assert "needs a GPU, but none is here; use trainer=auto or trainer=cpu" in err
     assert not Path("mlflow.db").exists()
+    assert not Path("outputs").exists()
 
 
 def test_what_gpus_a_cluster_has_is_not_judged_from_here(
@@ -225,6 +228,41 @@ def test_what_a_users_module_may_not_do_is_no_fault_of_the_folder(
     monkeypatch.setattr("lzsweep.train.run.run", run)
     with pytest.raises(PermissionError, match=r"Permission denied|mine"):
         cli("network=tiny")
+
+
+def test_a_run_that_is_refused_leaves_no_folder(cli: Cli, work: Path) -> None:  # noqa: F811
+    wrong = ("network=tiny", "network.init_from=no.ckpt")
+    refused(cli, *wrong)
+    assert not list(work.iterdir())
+    kept = work / "outputs/2026-01-31/12-00-00-123456"
+    kept.mkdir(parents=True)
+    (kept / "weights.txt.gz").touch()
+    refused(cli, *wrong)
+    assert sorted(work.rglob("*")) == sorted({kept.parents[1], kept.parent, kept, *kept.iterdir()})
+
+
+def test_a_named_folder_of_a_run_that_is_refused_stays(cli: Cli, work: Path) -> None:  # noqa: F811
+    own = work / "outputs/own"
+    own.mkdir(parents=True)
+    refused(cli, "network.init_from=no.ckpt", f"hydra.run.dir={own}")
+    assert own.is_dir()
+    refused(cli, "network.init_from=no.ckpt", f"hydra.run.dir={work}/elsewhere")
+    assert (work / "elsewhere").is_dir()
+
+
+def test_what_a_refused_run_has_written_stays(
+    cli: Cli,  # noqa: F811
+    work: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def run(cfg: object) -> None:
+        (Path(HydraConfig.get().runtime.output_dir) / "journal.jsonl").touch()
+        raise UserError("too late")
+
+    monkeypatch.setattr("lzsweep.train.run.run", run)
+    assert "too late" in refused(cli, "network=tiny")
+    assert len(list(work.glob("outputs/*/*/journal.jsonl"))) == 1
+    assert len(list(work.glob("outputs/*/*/.hydra"))) == 1
 
 
 def test_a_folder_with_trials_of_a_study_that_is_gone(cli: Cli, work: Path) -> None:  # noqa: F811

@@ -201,7 +201,7 @@ def test_a_pruned_trial_leaves_its_best_network_too(cli: Cli, work: Path) -> Non
     version = client.get_model_version_by_alias("p", "champion")
     assert version.tags["lzsweep.state"] == "pruned"
     assert float(version.tags["val/loss_unweighted"]) > 0
-    assert "Trial 0 of the study `p`: val/loss_unweighted=" in version.description
+    assert "Trial 0 of the study `p`: val/loss_unweighted=" in str(version.description)
 
 
 def test_what_has_no_network_is_told_so(
