@@ -352,7 +352,7 @@ def health(
         int | None, typer.Option(help=f"Port of a server on this machine; {PORT} by default.")
     ] = None,
 ) -> None:
-    """Ask a server whether it answers and lets us in; exit code 1 if not."""
+    """Ask a server whether it answers and lets us in; exit code 2 if not."""
     if uri is not None and port is not None:
         raise UserError(
             f"a server is asked by its address or by its port here, but got {redact(uri)} and"
