@@ -7,6 +7,7 @@ of its `_target_` is its schema. The root stays open for additions with `+`.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -37,6 +38,9 @@ METRICS = COSTS + tuple(f"{split}/{name}" for split in ("train", "val", "test") 
 
 WEIGHTED = ("train/loss", "val/loss", "test/loss")
 """Metrics that a searched loss weight scales, so that the search could cheat with them."""
+
+NEVER_LOGGED = "an objective must be logged by the module"
+"""How it is said that one was not."""
 
 PRECISIONS = (
     "auto", "64", "32", "16", "bf16", "64-true", "32-true", "16-true", "bf16-true", "16-mixed",
@@ -95,6 +99,9 @@ class Worker:
     wait: bool = True  # false: return once the cluster has the workers, as `lzsweep submit` does
     dry_run: bool = False  # print the cluster's job script and do no more
     probe: bool = True  # ask from a compute node for the folder and the servers, before all else
+    sanity: bool = (
+        True  # let a module that is not ours train a batch first: is the objective logged?
+    )
     join: str | None = None  # set by the controller: be a worker of this study
 
 
@@ -291,11 +298,18 @@ def objectives_of(metrics: Mapping[str, float], names: Sequence[str]) -> tuple[f
         UserError: one was never logged.
     """
     if missing := [name for name in names if name not in metrics]:
+        near = [m for name in missing for m in difflib.get_close_matches(name, metrics, n=1)]
+        hint = f"did you mean {', '.join(dict.fromkeys(near))}? " if near else ""
         raise UserError(
-            f"an objective must be logged by the module, but {', '.join(missing)} never was;"
-            f" logged: {', '.join(sorted(metrics))}; set objective.metric"
+            f"{NEVER_LOGGED}, but {', '.join(missing)} never was;"
+            f" logged: {', '.join(sorted(metrics)) or 'nothing'}; {hint}set objective.metric"
         )
     return tuple(metrics[name] for name in names)
+
+
+def is_shipped(module: Mapping[str, Any]) -> bool:
+    """Whether the module of a training is ours, which logs `METRICS` and nothing else."""
+    return str(module.get("_target_")).startswith("lzsweep.")
 
 
 def best_by(objective: Any) -> tuple[str, Direction]:

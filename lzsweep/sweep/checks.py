@@ -12,7 +12,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from lzsweep.config import METRICS, WEIGHTED, objectives
+from lzsweep.config import METRICS, WEIGHTED, is_shipped, objectives
 from lzsweep.errors import ConfigError, LzsweepError, nearest
 from lzsweep.explain import explain, target_problems
 from lzsweep.sweep.budget import parse_time
@@ -197,7 +197,7 @@ def _objective_problems(config: Mapping[str, Any], space: Space) -> list[str]:
     except ConfigError as error:
         return list(error.problems)
     problems = []
-    is_ours = str(config["module"].get("_target_")).startswith("lzsweep.")
+    is_ours = is_shipped(config["module"])  # what another logs the first worker sees: see sanity
     for metric in metrics:
         if is_ours and metric not in METRICS:
             near = difflib.get_close_matches(metric, METRICS, n=1)

@@ -23,8 +23,8 @@ from hydra.core.utils import JobReturn
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
-from lzsweep.config import make_loader, objectives, sources
-from lzsweep.errors import ConfigError, LzsweepError
+from lzsweep.config import NEVER_LOGGED, make_loader, objectives, sources
+from lzsweep.errors import ConfigError, LzsweepError, UserError
 from lzsweep.go.board import N_MOVES
 from lzsweep.sweep.budget import Budget, parse_time
 from lzsweep.sweep.checks import check_sweep
@@ -353,7 +353,9 @@ class Controller:
         if done and (spent := study.spent(trials)):
             self._say(f"the study ended early: {spent}")
         if stopped:
-            raise LzsweepError(f"study {study.name} was stopped: {stopped}")
+            is_input = stopped.startswith(NEVER_LOGGED)  # the command could not know
+            error = UserError if is_input else LzsweepError
+            raise error(f"study {study.name} was stopped: {stopped}")
         if not done:
             if study.record.is_recorded and not any(t.state == "running" for t in trials):
                 close_parent(study.record.folder, self._config.tracking.uri, "KILLED")

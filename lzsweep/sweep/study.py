@@ -6,8 +6,9 @@ knows that: everybody else sees `Trial` records.
 
 Kept in the study: `record` (what is swept, frozen at its creation), `budget` (the last command's
 word), `stopped` (why it ended early), `warm_start` (the study that the sampler learns from, and
-until when), `jobs` (ids of what was submitted to a cluster) and `barren JOB` (times that a job got
-to no checkpoint). What reads, decides and writes holds the study-wide lock.
+until when), `jobs` (ids of what was submitted to a cluster), `barren JOB` (times that a job got to
+no checkpoint) and `sanity` (of a module that is not ours: the process that trains one batch before
+any trial, or "over"). What reads, decides and writes holds the study-wide lock.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from lzsweep.errors import UserError
 from lzsweep.sweep.budget import Budget
-from lzsweep.sweep.process import this_process
+from lzsweep.sweep.process import is_dead, this_process
 from lzsweep.sweep.proposal import propose
 from lzsweep.sweep.record import (
     REPEAT,
@@ -255,6 +256,27 @@ class Study:
         n_times = int(self._study.user_attrs.get(key, 0)) + 1
         self._study.set_user_attr(key, n_times)
         return n_times
+
+    # The one batch before any trial
+
+    def take_sanity(self) -> bool | None:
+        """Take it on to train one batch and see what is logged.
+
+        Returns:
+            Whether this process is to do it, and end it; None while another process does.
+        """
+        with self.lock():
+            mark, me = self._study.user_attrs.get("sanity"), this_process()
+            if mark == "over" or self.stopped() or any(t.curve or t.values for t in self.trials()):
+                return False
+            if mark and mark != me and not is_dead(mark):
+                return None
+            self._study.set_user_attr("sanity", me)
+            return True
+
+    def end_sanity(self, *, is_over: bool) -> None:
+        """Say that the batch need not be trained again, or that another process is to do it."""
+        self._study.set_user_attr("sanity", "over" if is_over else "")
 
     # Claim, report, tell
 

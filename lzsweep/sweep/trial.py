@@ -54,6 +54,7 @@ class Spec:
         threads: CPU threads that torch may use in a process; 0 leaves the number to torch.
         resource: what is counted between two judgements.
         rung: how much of it.
+        is_sanity: train one batch only and tell, as of a complete trial, what was logged.
     """
 
     config: Mapping[str, Any]
@@ -63,6 +64,7 @@ class Spec:
     threads: int
     resource: Resource = "epochs"
     rung: float = 1.0
+    is_sanity: bool = False
 
 
 @dataclass(frozen=True)
@@ -250,7 +252,7 @@ def _train(spec: Spec, folder: Path, link: Link, began: float) -> End:
     from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 
     from lzsweep.sweep.reporter import Reporter
-    from lzsweep.train.fit import train
+    from lzsweep.train.fit import train, train_one_batch
     from lzsweep.train.module import NonFiniteLossError
 
     if spec.device is not None:
@@ -263,6 +265,11 @@ def _train(spec: Spec, folder: Path, link: Link, began: float) -> End:
         return End(kind, reason, train_s=time.monotonic() - began, **found)
 
     try:
+        if spec.is_sanity:
+            plugins = [LightningEnvironment()]
+            return end(
+                "complete", metrics=train_one_batch(spec.config, folder=folder, plugins=plugins)
+            )
         trainer = {**spec.config["trainer"], "enable_progress_bar": False}  # nobody watches
         metrics = train(
             {**spec.config, "trainer": trainer},

@@ -37,6 +37,7 @@ from lzsweep.sweep.publisher import PUBLISH_S, Publisher
 from lzsweep.sweep.record import Claim, Ending, SeedResult, Trial
 from lzsweep.sweep.rows import OpenRows, TrialLost
 from lzsweep.sweep.runs import STATUS, code_tags, ending_tags, run_name, run_tags
+from lzsweep.sweep.sanity import Sanity, find_strangers
 from lzsweep.sweep.seeds import (
     begun_seeds,
     best_seed,
@@ -113,7 +114,7 @@ class Worker:
         self._composer = Composer(loader, self._record.fixed, self._record.config_name)
         self._space = study.space
         # Hydra's files are read for the first trial while the forkserver gets ready.
-        self._composer(self._space.to_overrides(fill(self._space, {})))
+        first = self._composer(self._space.to_overrides(fill(self._space, {})))
         worker, n_devices = cfg.worker, devices_per_trial(cfg.trainer)
         self._slots = find_slots(str(worker.slots), worker.slots_per_device, n_devices)
         limits = {"timeout_s": worker.trial_timeout, "memory_gb": worker.trial_memory_gb}
@@ -123,6 +124,8 @@ class Worker:
         self._running: dict[int, Attempt] = {}  # row -> its attempt
         self._unheard: set[int] = set()  # slots whose last claim got no answer
         self._stopping = threading.Event()
+        strangers = find_strangers(first, self._space, self._composer) if worker.sanity else []
+        self._sanity = Sanity(study, strangers, self._stopping)
         self._fault: Exception | None = None
         self._undertakers: list[threading.Thread] = []
         self._publisher = Publisher(self._keep_network)
@@ -199,6 +202,7 @@ class Worker:
         """One slot's life: claim and train until there is nothing left to wait for."""
         attempts = self._attempts[slot.number]
         try:
+            self._sanity.settle(attempts, slot)
             while not self._stopping.is_set() and patiently(self._walltime.has_room):
                 claim = patiently(self._claim, slot)
                 if claim is not None:

@@ -7,9 +7,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from lzsweep.errors import UserError
+
+DRIVERS = ("/dev/kfd", "/dev/nvidiactl", "/dev/nvhost-ctrl-gpu", "/dev/dxg")
+"""AMD's, NVIDIA's, a Jetson's, Windows': where one is and no GPU is counted, torch decides."""
 
 
 def visible_gpus() -> list[str]:
@@ -32,14 +36,17 @@ def check_gpus(trainer: Mapping[str, Any]) -> None:
     wanted = str(trainer.get("accelerator", "auto"))
     if wanted not in ("gpu", "cuda"):
         return
+    n_gpus = _count_gpus()
+    if not n_gpus and any(Path(driver).exists() for driver in DRIVERS):
+        return
     visible = visible_gpus()
-    if not visible and _count_gpus():
+    if not visible and n_gpus:
         raise UserError(
             f"trainer.accelerator={wanted} needs a GPU, but CUDA_VISIBLE_DEVICES="
             f"{os.environ['CUDA_VISIBLE_DEVICES']} hides those that are here; unset it, or use"
             " trainer=auto or trainer=cpu"
         )
-    if not visible or not _count_gpus():
+    if not visible or not n_gpus:
         raise UserError(
             f"trainer.accelerator={wanted} needs a GPU, but none is here; use trainer=auto or"
             " trainer=cpu"

@@ -16,6 +16,7 @@ import hydra.utils
 import pytorch_lightning as pl
 from lightning_fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.loggers.logger import DummyLogger
 
 from lzsweep.config import best_by, objectives
 from lzsweep.train.checkpoint import Checkpoints
@@ -32,6 +33,16 @@ instantiate = partial(
     _execution_whitelist_=hydra.utils.UNSAFE_DISABLE_EXECUTION_CHECKS,
     _convert_="all",
 )
+
+_ONE_BATCH = {
+    "fast_dev_run": True,  # which also keeps callbacks from writing checkpoints
+    "devices": 1,
+    "num_nodes": 1,
+    "strategy": "auto",
+    "profiler": None,
+    "enable_progress_bar": False,
+}
+"""What a trainer is told instead where one batch is to show what is logged."""
 
 
 def rehearse() -> None:
@@ -83,23 +94,15 @@ def train(
 def _train(
     cfg: Mapping[str, Any], folder: Path, callbacks: Sequence[Callback], plugins: Sequence[Any]
 ) -> dict[str, float]:
-    pl.seed_everything(cfg["seed"], workers=True, verbose=False)
-    precision = resolve_precision(cfg["precision"], cfg["trainer"]["accelerator"])
-    data = instantiate(cfg["data"])
-    module = instantiate(cfg["module"])
+    data, module = _make_parts(cfg)
     checkpoints = Checkpoints(folder, *best_by(cfg["objective"]))
     cost = Cost(objectives(cfg["objective"])[0])
-    extra = [instantiate(node) for node in (cfg["callbacks"] or {}).values()]
-    make_trainer = instantiate(cfg["trainer"], _partial_=True)
-    plugins = [*(make_trainer.keywords.get("plugins") or ()), *plugins]
-    if not any(isinstance(plugin, ClusterEnvironment) for plugin in plugins):
-        plugins += filter(None, [find_environment(cfg["trainer"])])
-    trainer = make_trainer(
+    trainer = _make_trainer(
+        cfg,
+        folder=folder,
         logger=instantiate(cfg["logger"], save_dir=folder) if cfg["logger"] else False,
-        callbacks=[*extra, cost, *callbacks, checkpoints],
+        callbacks=[cost, *callbacks, checkpoints],
         plugins=plugins,
-        precision=precision,
-        default_root_dir=folder,
     )
     resume, safe = checkpoints.resume_path(), {"datamodule": data, "weights_only": True}
     if resume is None:
@@ -110,3 +113,67 @@ def _train(
     best = trainer.strategy.broadcast(checkpoints.best_path())
     trainer.test(module, ckpt_path=best, verbose=False, **safe)
     return {name: float(value) for name, value in trainer.callback_metrics.items()} | metrics
+
+
+@quiet()
+def train_one_batch(
+    cfg: Mapping[str, Any], *, folder: Path, plugins: Sequence[Any] = ()
+) -> dict[str, float]:
+    """Train and validate one batch, on one device; test one if an objective is not logged by then.
+
+    Nothing is recorded, and no checkpoint is written.
+
+    Args:
+        cfg: as of `train`.
+        folder: for what the parts write by themselves.
+        plugins: Lightning plugins, such as the cluster environment.
+
+    Returns:
+        All metrics that were logged.
+    """
+    cfg = {**cfg, "trainer": {**cfg["trainer"], **_ONE_BATCH}}
+    data, module = _make_parts(cfg)
+    metrics, _ = objectives(cfg["objective"])
+    trainer = _make_trainer(
+        cfg,
+        folder=folder,
+        logger=DummyLogger() if cfg["logger"] else False,
+        callbacks=[Cost(metrics)],
+        plugins=plugins,
+    )
+    trainer.fit(module, datamodule=data)
+    logged = {**trainer.callback_metrics}
+    if not set(metrics) <= set(logged):
+        trainer.test(module, datamodule=data, verbose=False)
+        logged |= trainer.callback_metrics
+    return {name: float(value) for name, value in logged.items()}
+
+
+def _make_parts(cfg: Mapping[str, Any]) -> tuple[Any, Any]:
+    """The data and the module, seeded."""
+    pl.seed_everything(cfg["seed"], workers=True, verbose=False)
+    return instantiate(cfg["data"]), instantiate(cfg["module"])
+
+
+def _make_trainer(
+    cfg: Mapping[str, Any],
+    *,
+    folder: Path,
+    logger: Any,
+    callbacks: Sequence[Callback],
+    plugins: Sequence[Any],
+) -> pl.Trainer:
+    """The trainer, with the configured callbacks before these."""
+    extra = [instantiate(node) for node in (cfg["callbacks"] or {}).values()]
+    make_trainer = instantiate(cfg["trainer"], _partial_=True)
+    plugins = [*(make_trainer.keywords.get("plugins") or ()), *plugins]
+    if not any(isinstance(plugin, ClusterEnvironment) for plugin in plugins):
+        plugins += filter(None, [find_environment(cfg["trainer"])])
+    trainer: pl.Trainer = make_trainer(
+        logger=logger,
+        callbacks=[*extra, *callbacks],
+        plugins=plugins,
+        precision=resolve_precision(cfg["precision"], cfg["trainer"]["accelerator"]),
+        default_root_dir=folder,
+    )
+    return trainer

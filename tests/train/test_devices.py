@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import pynvml
 import pytest
 
 from lzsweep.errors import UserError
+from lzsweep.train import devices
 from lzsweep.train.devices import check_gpus, visible_gpus
 
 
@@ -21,6 +23,7 @@ def have(monkeypatch: pytest.MonkeyPatch, n_gpus: int, mask: str | None = None) 
 
     monkeypatch.setattr(pynvml, "nvmlInit", begin)
     monkeypatch.setattr(pynvml, "nvmlDeviceGetCount", lambda: n_gpus)
+    monkeypatch.setattr(devices, "DRIVERS", ())
     if mask is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", mask)
 
@@ -43,6 +46,15 @@ def test_a_gpu_that_is_not_here_is_told(monkeypatch: pytest.MonkeyPatch, mask: s
             check_gpus({"accelerator": wanted, "devices": 1})
     for other in ("auto", "cpu", "tpu"):
         check_gpus({"accelerator": other, "devices": 8})
+
+
+def test_a_gpu_that_is_not_counted_but_has_a_driver_is_left_to_torch(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    have(monkeypatch, 0)
+    (tmp_path / "kfd").touch()
+    monkeypatch.setattr(devices, "DRIVERS", (str(tmp_path / "kfd"),))
+    check_gpus({"accelerator": "gpu", "devices": 1})
 
 
 def test_gpus_that_are_hidden_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
