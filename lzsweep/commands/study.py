@@ -113,7 +113,7 @@ def status(
     if reason := opened.stopped():
         console.print(f"stopped: {reason}", markup=False)
     if lost := opened.stale():
-        console.print(f"{_of_lost(lost)}; go on: lzsweep resume {study}", markup=False)
+        console.print(f"{_say_lost(lost)}; go on with them: lzsweep resume {study}", markup=False)
     if spent := opened.spent(trials):
         word = "ended early" if opened.is_done(trials) else "no further trial begins"
         console.print(f"{word}: {spent}", markup=False)
@@ -161,9 +161,9 @@ def sync(
         raise typer.Exit(1)
 
 
-def _of_lost(trials: Sequence[Trial]) -> str:
+def _say_lost(trials: Sequence[Trial]) -> str:
     numbers = ", ".join(str(t.number) for t in trials)
-    return f"trials {numbers} are called running, but their workers are gone: they are taken up"
+    return f"the workers of trials {numbers} are gone, whatever their state says"
 
 
 def _show_trial(study: Study, number: int, format: Format) -> None:
@@ -212,7 +212,7 @@ def stop(study: Name, storage: Storage = STUDIES_FILE, uri: Tracking = MLFLOW_FI
         close_runs_of_lost(opened, lost, server)
         finish_study(opened, server)
     if lost:
-        print(f"{_of_lost(lost)} and go on from their checkpoints")
+        print(f"{_say_lost(lost)}; they go on from their checkpoints")
     if n_running:
         print(f"{n_running} running trials write their checkpoints and go back to {study};")
     print(f"go on with it: lzsweep resume {study}")

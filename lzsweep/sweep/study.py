@@ -386,8 +386,7 @@ class Study:
             return True
         if self._spent(trials, record, budget):
             return False
-        n_begun = sum(t.is_finished or t.state == "running" for t in trials)
-        if n_begun >= budget.n_trials:
+        if _count_begun(trials) >= budget.n_trials:
             return False
         is_waiting = any(t.state == "waiting" for t in trials)
         is_all_begun = self._size is not None and len(self._points(trials)) >= self._size
@@ -395,7 +394,7 @@ class Study:
 
     def has_begun_all(self) -> bool:
         """Whether as many trials were begun as are wanted."""
-        return sum(t.state != "waiting" for t in self.trials()) >= self.n_trials
+        return _count_begun(self.trials()) >= self.n_trials
 
     def open_rows(self) -> OpenRows:
         """The attempts that are running or waiting, by one cheap query.
@@ -588,3 +587,7 @@ class Study:
         found = find_stale(self._storage, running, by_silence=hears)
         self._asked = now
         return [trial_of(row) for row in found]
+
+
+def _count_begun(trials: Sequence[Trial]) -> int:
+    return sum(trial.state != "waiting" for trial in trials)
